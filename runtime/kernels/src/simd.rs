@@ -1,0 +1,90 @@
+//! The primitives that kernels are written in.
+
+/// 16 lanes of f32 and i32 and vectors of 64 bytes.
+///
+/// # Safety
+/// Implementations must compute exactly what each method says, so that all classes give the same bits.
+/// Every method may be called only where the CPU has the class of the implementation; pointers must be
+/// valid for the bytes that the method names. Loads and stores need no alignment.
+pub(crate) unsafe trait Simd: Copy + 'static {
+    /// Whether weights enter [`Simd::dot4`] with 128 added (the unsigned operand of VNNI).
+    const BIASED: bool;
+    /// Groups of four tokens in one register tile of a matrix product.
+    const TILE_GROUPS: usize;
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32.
+    type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// Sum of the lanes: lane i + lane i+8, then +4, +2, +1.
+    unsafe fn reduce_add(a: Self::F) -> f32;
+    /// Largest lane.
+    unsafe fn reduce_max(a: Self::F) -> f32;
+
+    /// 16 bf16 as f32.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// 16 f16 as f32.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// 16 f32 as f16, rounded to nearest even.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
+    /// 16 int8 as f32.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
+    /// 16 bytes as f32.
+    unsafe fn load_u8(p: *const u8) -> Self::F;
+    /// The low seven bits of 16 bytes as f32.
+    unsafe fn load_u7(p: *const u8) -> Self::F;
+
+    /// To integers, rounded to nearest even. Lanes are within i32; what a NaN becomes is not defined,
+    /// and callers must not let it matter.
+    unsafe fn round(x: Self::F) -> Self::I;
+    /// 2 to the power of each lane; lanes are within -126..=127.
+    unsafe fn exp2i(x: Self::I) -> Self::F;
+    unsafe fn to_f32(x: Self::I) -> Self::F;
+    unsafe fn splat_i(x: i32) -> Self::I;
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn reduce_add_i(a: Self::I) -> i32;
+    /// 16 lanes, each within int8, as int8.
+    unsafe fn store_i8(p: *mut i8, x: Self::I);
+    /// Adds `x` in the lanes whose byte of the 16 at `p` has its top bit set.
+    unsafe fn add_where_top_bit(acc: Self::I, p: *const u8, x: Self::I) -> Self::I;
+
+    unsafe fn load_bytes(p: *const u8) -> Self::B;
+    unsafe fn store_bytes(p: *mut u8, x: Self::B);
+    /// Low four bits of each byte.
+    unsafe fn low_nibbles(x: Self::B) -> Self::B;
+    /// High four bits of each byte.
+    unsafe fn high_nibbles(x: Self::B) -> Self::B;
+    /// A 16-entry table of weights, in the form that [`Simd::dot4`] takes, repeated over the vector.
+    unsafe fn table(values: &[i8; 16]) -> Self::B;
+    /// Table entry of each code (0..16).
+    unsafe fn lookup(table: Self::B, codes: Self::B) -> Self::B;
+    /// int8 weights in the form that [`Simd::dot4`] takes.
+    unsafe fn weights(x: Self::B) -> Self::B;
+    /// Adds `x` to the bytes of the rows (four bytes each) whose byte of the 16 at `p` has its top bit
+    /// set.
+    unsafe fn add_bytes_where_top_bit(w: Self::B, p: *const u8, x: i8) -> Self::B;
+    /// Lane r gains the dot product of bytes `4r .. 4r + 4` of `w` and the four int8 at `a`.
+    unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
+
+    /// Hints that the cache line at `p` is needed soon (near: all cache levels, else level 2). Any
+    /// address is allowed.
+    unsafe fn prefetch_near(p: *const u8);
+    /// See [`Simd::prefetch_near`].
+    unsafe fn prefetch_far(p: *const u8);
+}

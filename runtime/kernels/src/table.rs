@@ -1,0 +1,549 @@
+//! The kernels of each instruction-set class, and the safe way to call them.
+
+use std::ops::Range;
+
+use gristmill_formats::codec::{Codec, CodecId, Grid4, PANEL_ROWS, block_count, panel_count};
+use gristmill_formats::source::Layout;
+
+use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
+use crate::attention::{KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule, Span};
+use crate::block::{Panels, UNPACKED_BLOCK_BYTES, Unpacked};
+use crate::dense::DensePanels;
+use crate::isa::Isa;
+use crate::{arch, attention, block, dense, vecmath};
+
+/// A matrix in place.
+#[derive(Debug, Clone, Copy)]
+pub struct MatrixView<'a> {
+    /// Its codec.
+    pub codec: &'a Codec,
+    /// Order of its elements.
+    pub layout: Layout,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Output rows.
+    pub rows: usize,
+    /// Input columns.
+    pub cols: usize,
+}
+
+/// Memory that products of several tokens need; one per thread.
+#[derive(Debug, Clone)]
+pub struct Scratch {
+    weights: Vec<u8>,
+    scales: Vec<f32>,
+    panel: Vec<f32>,
+}
+
+impl Scratch {
+    /// Room for matrices of up to `max_cols` columns.
+    pub fn new(max_cols: usize) -> Self {
+        let blocks = block_count(max_cols);
+        Self {
+            weights: vec![0; blocks * UNPACKED_BLOCK_BYTES],
+            scales: vec![0.0; blocks * PANEL_ROWS],
+            panel: vec![0.0; max_cols * PANEL_ROWS],
+        }
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> u64 {
+        (self.weights.len() + 4 * (self.scales.len() + self.panel.len())) as u64
+    }
+}
+
+type Gemv = unsafe fn(Panels, ActView, *mut f32);
+type Unpack = unsafe fn(*const u8, usize, *mut u8, *mut f32);
+type GemvQ4 = unsafe fn(&Grid4, Panels, ActView, *mut f32);
+type UnpackQ4 = unsafe fn(&Grid4, *const u8, usize, *mut u8, *mut f32);
+type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
+type DenseGemm = unsafe fn(*const u8, usize, &[ActBuffer], usize, *mut f32);
+type Gather = unsafe fn(*const u8, usize, usize, *mut f32);
+type Attend = unsafe fn(KvView, *const f32, &[Span], ScoreRule, *mut f32, usize, *mut f32);
+type WriteKv = unsafe fn(KvViewMut, usize, *const f32, *const f32);
+type Gate = unsafe fn(*mut f32, *const f32, usize);
+
+/// The kernels of one instruction-set class. A reference to one is proof that the CPU has the class.
+pub struct Kernels {
+    isa: Isa,
+    gemv_q8: Gemv,
+    gemv_q4: GemvQ4,
+    unpack_q8: Unpack,
+    unpack_q4: UnpackQ4,
+    gemm_block: unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32),
+    /// By element: f32, bf16, f16.
+    dense_gemv: [DenseGemv; 3],
+    dense_gemm: [DenseGemm; 3],
+    gather: [Gather; 3],
+    quantize: unsafe fn(*const f32, usize, ActViewMut, usize),
+    rms_norm: unsafe fn(*const f32, *const f32, f32, usize, *mut f32),
+    silu_mul: Gate,
+    gelu_tanh_mul: Gate,
+    max: unsafe fn(*const f32, usize) -> f32,
+    exp_sum: unsafe fn(*const f32, usize, f32) -> f64,
+    softcap: unsafe fn(*mut f32, usize, f32),
+    /// By KV type: f32, f16, int8.
+    attend: [Attend; 3],
+    write_kv: [WriteKv; 3],
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({})", self.isa.name())
+    }
+}
+
+/// Compiles the generic kernels for one class. Everything below the `target_feature` functions is
+/// inlined into them, which is what gives the primitives their instructions.
+macro_rules! kernels_for {
+    ($module:ident, $simd:ty, $isa:expr $(, #[$feature:meta])?) => {
+        mod $module {
+            use super::*;
+            type S = $simd;
+
+            $(#[$feature])?
+            unsafe fn gemv_q8(panels: Panels, act: ActView, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { block::gemv::<S, _>(block::Q8, panels, act, out) }
+            }
+            $(#[$feature])?
+            unsafe fn gemv_q4(grid: &Grid4, panels: Panels, act: ActView, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { block::gemv::<S, _>(block::q4::<S>(grid), panels, act, out) }
+            }
+            $(#[$feature])?
+            unsafe fn unpack_q8(panel: *const u8, cols: usize, w: *mut u8, scales: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { block::unpack::<S, _>(block::Q8, panel, cols, w, scales) }
+            }
+            $(#[$feature])?
+            unsafe fn unpack_q4(
+                grid: &Grid4,
+                panel: *const u8,
+                cols: usize,
+                w: *mut u8,
+                scales: *mut f32,
+            ) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { block::unpack::<S, _>(block::q4::<S>(grid), panel, cols, w, scales) }
+            }
+            $(#[$feature])?
+            unsafe fn gemm_block(panel: Unpacked, groups: &[ActBuffer], m: usize, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { block::gemm::<S>(panel, groups, m, out) }
+            }
+            $(#[$feature])?
+            unsafe fn dense_gemv<E: dense::Element>(p: DensePanels, act: ActView, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { dense::gemv::<S, E>(p, act, out) }
+            }
+            $(#[$feature])?
+            unsafe fn dense_gemm<E: dense::Element>(
+                panel: *const u8,
+                cols: usize,
+                groups: &[ActBuffer],
+                m: usize,
+                out: *mut f32,
+            ) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { dense::gemm::<S, E>(panel, cols, groups, m, out) }
+            }
+            $(#[$feature])?
+            unsafe fn gather<E: dense::Element>(p: *const u8, rows: usize, cols: usize, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { dense::gather_panel::<E>(p, rows, cols, out) }
+            }
+            $(#[$feature])?
+            unsafe fn quantize(x: *const f32, blocks: usize, to: ActViewMut, token: usize) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { crate::act::quantize::<S>(x, blocks, to, token) }
+            }
+            $(#[$feature])?
+            unsafe fn rms_norm(x: *const f32, gain: *const f32, eps: f32, n: usize, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { vecmath::rms_norm::<S>(x, gain, eps, n, out) }
+            }
+            $(#[$feature])?
+            unsafe fn silu_mul(gate: *mut f32, up: *const f32, n: usize) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { vecmath::silu_mul::<S>(gate, up, n) }
+            }
+            $(#[$feature])?
+            unsafe fn gelu_tanh_mul(gate: *mut f32, up: *const f32, n: usize) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { vecmath::gelu_tanh_mul::<S>(gate, up, n) }
+            }
+            $(#[$feature])?
+            unsafe fn max(x: *const f32, n: usize) -> f32 {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { vecmath::max::<S>(x, n) }
+            }
+            $(#[$feature])?
+            unsafe fn exp_sum(x: *const f32, n: usize, max: f32) -> f64 {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { vecmath::exp_sum::<S>(x, n, max) }
+            }
+            $(#[$feature])?
+            unsafe fn softcap(x: *mut f32, n: usize, cap: f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { vecmath::softcap::<S>(x, n, cap) }
+            }
+            $(#[$feature])?
+            unsafe fn attend<E: attention::KvElement>(
+                kv: KvView,
+                q: *const f32,
+                spans: &[Span],
+                rule: ScoreRule,
+                scores: *mut f32,
+                stride: usize,
+                out: *mut f32,
+            ) {
+                use attention::attend;
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe {
+                    match *spans {
+                        [a] => attend::<S, E, 1>(kv, q, [a], rule, scores, stride, out),
+                        [a, b] => attend::<S, E, 2>(kv, q, [a, b], rule, scores, stride, out),
+                        [a, b, c] => attend::<S, E, 3>(kv, q, [a, b, c], rule, scores, stride, out),
+                        [a, b, c, d] => {
+                            attend::<S, E, 4>(kv, q, [a, b, c, d], rule, scores, stride, out);
+                        }
+                        _ => unreachable!("checked by the caller"),
+                    }
+                }
+            }
+            $(#[$feature])?
+            unsafe fn write_kv<E: attention::KvElement>(
+                kv: KvViewMut,
+                position: usize,
+                k: *const f32,
+                v: *const f32,
+            ) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { attention::write::<S, E>(kv, position, k, v) }
+            }
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                isa: $isa,
+                gemv_q8,
+                gemv_q4,
+                unpack_q8,
+                unpack_q4,
+                gemm_block,
+                dense_gemv: [
+                    dense_gemv::<dense::F32>,
+                    dense_gemv::<dense::Bf16>,
+                    dense_gemv::<dense::F16>,
+                ],
+                dense_gemm: [
+                    dense_gemm::<dense::F32>,
+                    dense_gemm::<dense::Bf16>,
+                    dense_gemm::<dense::F16>,
+                ],
+                gather: [gather::<dense::F32>, gather::<dense::Bf16>, gather::<dense::F16>],
+                quantize,
+                rms_norm,
+                silu_mul,
+                gelu_tanh_mul,
+                max,
+                exp_sum,
+                softcap,
+                attend: [
+                    attend::<attention::KvF32>,
+                    attend::<attention::KvF16>,
+                    attend::<attention::KvI8>,
+                ],
+                write_kv: [
+                    write_kv::<attention::KvF32>,
+                    write_kv::<attention::KvF16>,
+                    write_kv::<attention::KvI8>,
+                ],
+            };
+        }
+    };
+}
+
+kernels_for!(scalar, arch::scalar::Scalar, Isa::Scalar);
+#[cfg(target_arch = "x86_64")]
+kernels_for!(avx2, arch::avx2::Avx2, Isa::Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+kernels_for!(
+    avx512,
+    arch::avx512::Avx512,
+    Isa::Avx512Vnni,
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+);
+
+/// Position of a dense codec in the tables by element.
+fn element_index(codec: CodecId) -> usize {
+    match codec {
+        CodecId::F32 => 0,
+        CodecId::Bf16 => 1,
+        CodecId::F16 => 2,
+        CodecId::Q8 | CodecId::Q4 => unreachable!("{codec} is not dense"),
+    }
+}
+
+fn kv_index(kind: KvType) -> usize {
+    match kind {
+        KvType::F32 => 0,
+        KvType::F16 => 1,
+        KvType::Int8 => 2,
+    }
+}
+
+impl Kernels {
+    /// The kernels of a class; `None` when this CPU lacks it.
+    pub fn for_isa(isa: Isa) -> Option<&'static Self> {
+        if !isa.is_available() {
+            return None;
+        }
+        Some(match isa {
+            Isa::Scalar => &scalar::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &avx512::KERNELS,
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512Vnni => return None,
+        })
+    }
+
+    /// The class.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The name of the kernel that multiplies matrices of a codec, for one token or for several.
+    pub fn matmul_name(&self, codec: CodecId, tokens: usize) -> String {
+        let shape = if tokens == 1 { "gemv" } else { "gemm" };
+        format!("{}-{shape}-{codec}", self.isa.name())
+    }
+
+    /// Prepares one token's activations in `act` for matrices in block codecs.
+    ///
+    /// # Panics
+    /// When `x` is shorter than the columns of `act` rounded up to 32, or there is no such token.
+    pub fn quantize(&self, x: &[f32], act: &mut ActBuffer, token: usize) {
+        let blocks = block_count(act.cols());
+        assert!(x.len() >= blocks * 32 && token < act.width());
+        // SAFETY: the lengths were checked; `act` has room for its columns.
+        unsafe { (self.quantize)(x.as_ptr(), blocks, act.view_mut(), token) }
+    }
+
+    /// Prepares one token's activations in `act` for dense matrices.
+    ///
+    /// # Panics
+    /// When `x` is shorter than the columns of `act`, or there is no such token.
+    pub fn interleave(&self, x: &[f32], act: &mut ActBuffer, token: usize) {
+        let cols = act.cols();
+        assert!(x.len() >= cols && token < act.width());
+        // SAFETY: the lengths were checked; `act` has room for its columns.
+        unsafe { crate::act::interleave(x.as_ptr(), cols, act.view_mut(), token) }
+    }
+
+    /// Multiplies activations with some panels (16 rows each) of a matrix. `acts` is one buffer of
+    /// width 1, or groups of width 4 that hold `tokens` tokens. `out` is `[panels][tokens][16]`; rows
+    /// beyond the matrix come out zero.
+    ///
+    /// # Panics
+    /// When panels, activations, scratch or output do not fit the matrix.
+    pub fn matmul(
+        &self,
+        matrix: MatrixView<'_>,
+        panels: Range<usize>,
+        acts: &[ActBuffer],
+        tokens: usize,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let MatrixView { codec, layout, bytes, rows, cols } = matrix;
+        assert!(panels.start <= panels.end && panels.end <= panel_count(rows), "{panels:?}");
+        // Shapes are the caller's: an overflow must not make a size look right.
+        let size = panels.len().checked_mul(tokens).and_then(|n| n.checked_mul(PANEL_ROWS));
+        assert_eq!(Some(out.len()), size, "output of {panels:?}");
+        assert!(acts.iter().all(|a| a.cols() == cols), "activations of {cols} columns");
+        let single = acts.len() == 1 && acts[0].width() == 1;
+        if single {
+            assert_eq!(tokens, 1);
+        } else {
+            assert!(acts.iter().all(|a| a.width() == GROUP) && tokens > 0);
+            assert_eq!(acts.len(), tokens.div_ceil(GROUP), "groups of {tokens} tokens");
+        }
+        if layout == Layout::RowMajor {
+            return self.matmul_row_major(matrix, panels, acts, tokens, scratch, out);
+        }
+        let stride = codec.panel_bytes(cols);
+        let needed = panel_count(rows).checked_mul(stride);
+        assert!(needed.is_some_and(|needed| bytes.len() >= needed), "bytes of the matrix");
+        let first = bytes[panels.start * stride..].as_ptr();
+        let count = panels.len();
+        let out_ptr = out.as_mut_ptr();
+        if codec.id().is_dense() {
+            let e = element_index(codec.id());
+            // SAFETY: the panels are within `bytes`, the output has 16 values per panel and token.
+            unsafe {
+                if single {
+                    let run = DensePanels { first, count, stride, cols };
+                    return (self.dense_gemv[e])(run, acts[0].view(), out_ptr);
+                }
+                for p in 0..count {
+                    let out = out_ptr.add(p * tokens * PANEL_ROWS);
+                    (self.dense_gemm[e])(first.add(p * stride), cols, acts, tokens, out);
+                }
+                return;
+            }
+        }
+        let blocks = block_count(cols);
+        assert!(scratch.scales.len() >= blocks * PANEL_ROWS, "scratch for {cols} columns");
+        // SAFETY: as above; the scratch has room for one unpacked panel of `cols` columns.
+        unsafe {
+            if single {
+                let run = Panels { first, count, stride, cols };
+                let act = acts[0].view();
+                return match codec {
+                    Codec::Q4(grid) => (self.gemv_q4)(grid, run, act, out_ptr),
+                    _ => (self.gemv_q8)(run, act, out_ptr),
+                };
+            }
+            for p in 0..count {
+                let panel = first.add(p * stride);
+                let (w, s) = (scratch.weights.as_mut_ptr(), scratch.scales.as_mut_ptr());
+                match codec {
+                    Codec::Q4(grid) => (self.unpack_q4)(grid, panel, cols, w, s),
+                    _ => (self.unpack_q8)(panel, cols, w, s),
+                }
+                let unpacked = Unpacked { weights: w, scales: s, row_scales: panel, blocks };
+                let out = out_ptr.add(p * tokens * PANEL_ROWS);
+                (self.gemm_block)(unpacked, acts, tokens, out);
+            }
+        }
+    }
+
+    /// [`Self::matmul`] for checkpoints as they are: each panel is gathered, then multiplied as one.
+    fn matmul_row_major(
+        &self,
+        matrix: MatrixView<'_>,
+        panels: Range<usize>,
+        acts: &[ActBuffer],
+        tokens: usize,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let MatrixView { codec, bytes, rows, cols, .. } = matrix;
+        let e = element_index(codec.id());
+        let row_bytes = cols * if e == 0 { 4 } else { 2 };
+        let needed = rows.checked_mul(row_bytes);
+        assert!(needed.is_some_and(|needed| bytes.len() >= needed), "bytes of the matrix");
+        assert!(scratch.panel.len() >= cols * PANEL_ROWS, "scratch for {cols} columns");
+        for (p, out) in panels.zip(out.chunks_exact_mut(tokens * PANEL_ROWS)) {
+            let count = (rows - p * PANEL_ROWS).min(PANEL_ROWS);
+            let first = bytes[p * PANEL_ROWS * row_bytes..].as_ptr();
+            let panel = scratch.panel.as_mut_ptr();
+            // SAFETY: `count` rows from `first` are within `bytes`; the panel has room for 16.
+            unsafe {
+                (self.gather[e])(first, count, cols, panel);
+                if acts[0].width() == 1 {
+                    let run = DensePanels { first: panel.cast(), count: 1, stride: 0, cols };
+                    (self.dense_gemv[0])(run, acts[0].view(), out.as_mut_ptr());
+                } else {
+                    (self.dense_gemm[0])(panel.cast(), cols, acts, tokens, out.as_mut_ptr());
+                }
+            }
+        }
+    }
+
+    /// `out = x / sqrt(mean(x²) + eps) * gain` over the first `n` values; buffers are padded with zeros
+    /// to a multiple of 32.
+    ///
+    /// # Panics
+    /// When a buffer is shorter than that.
+    pub fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, n: usize, out: &mut [f32]) {
+        let padded = n.next_multiple_of(32);
+        assert!(x.len() >= padded && gain.len() >= padded && out.len() >= padded);
+        // SAFETY: the lengths were checked.
+        unsafe { (self.rms_norm)(x.as_ptr(), gain.as_ptr(), eps, n, out.as_mut_ptr()) }
+    }
+
+    /// `gate = silu(gate) * up`.
+    ///
+    /// # Panics
+    /// When the lengths differ or are no multiple of 16.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert!(gate.len() == up.len() && gate.len().is_multiple_of(16));
+        // SAFETY: the lengths were checked.
+        unsafe { (self.silu_mul)(gate.as_mut_ptr(), up.as_ptr(), gate.len()) }
+    }
+
+    /// `gate = gelu_tanh(gate) * up`.
+    ///
+    /// # Panics
+    /// When the lengths differ or are no multiple of 16.
+    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert!(gate.len() == up.len() && gate.len().is_multiple_of(16));
+        // SAFETY: the lengths were checked.
+        unsafe { (self.gelu_tanh_mul)(gate.as_mut_ptr(), up.as_ptr(), gate.len()) }
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    ///
+    /// # Panics
+    /// When the length is no multiple of 16.
+    pub fn softcap(&self, x: &mut [f32], cap: f32) {
+        assert!(x.len().is_multiple_of(16));
+        // SAFETY: the length was checked.
+        unsafe { (self.softcap)(x.as_mut_ptr(), x.len(), cap) }
+    }
+
+    /// `ln Σ e^x`, computed around the largest value.
+    pub fn log_sum_exp(&self, x: &[f32]) -> f64 {
+        // SAFETY: pointer and length belong to one slice.
+        unsafe {
+            let max = (self.max)(x.as_ptr(), x.len());
+            f64::from(max) + (self.exp_sum)(x.as_ptr(), x.len(), max).ln()
+        }
+    }
+
+    /// Stores a key and a value, each `head_dim` rounded up to 16 values and zero beyond, at a position.
+    ///
+    /// # Panics
+    /// When they are shorter.
+    pub fn write_kv(&self, kv: &mut KvHead, position: usize, k: &[f32], v: &[f32]) {
+        let padded = kv.head_dim().next_multiple_of(16);
+        assert!(k.len() >= padded && v.len() >= padded);
+        let kind = kv_index(kv.kind());
+        // SAFETY: the lengths were checked; the ring takes any position.
+        unsafe { (self.write_kv[kind])(kv.view_mut(), position, k.as_ptr(), v.as_ptr()) }
+    }
+
+    /// Attention of up to four queries over one head. `q` and `out` hold one row of `head_dim` rounded
+    /// up to 16 per query; `scores` is scratch: per query, 16 values for each block of 16 positions
+    /// from the smallest `first` to the largest `position`. Every position in a span must have been
+    /// written; what was never written counts as zero.
+    ///
+    /// # Panics
+    /// When buffers do not fit, there are more than four spans, or a span exceeds the ring.
+    pub fn attend(
+        &self,
+        kv: &KvHead,
+        q: &[f32],
+        spans: &[Span],
+        rule: ScoreRule,
+        scores: &mut [f32],
+        out: &mut [f32],
+    ) {
+        assert!((1..=MAX_QUERY_ROWS).contains(&spans.len()));
+        let padded = kv.head_dim().next_multiple_of(16);
+        assert!(q.len() >= spans.len() * padded && out.len() >= spans.len() * padded);
+        let first = spans.iter().map(|s| s.first).min().unwrap_or(0) / 16;
+        let last = spans.iter().map(|s| s.position).max().unwrap_or(0) / 16;
+        assert!(spans.iter().all(|s| s.first <= s.position));
+        assert!((last - first) * 16 < kv.capacity(), "spans {spans:?} exceed the ring");
+        let stride = scores.len() / spans.len();
+        assert!(stride >= (last - first + 1) * 16, "scores of {spans:?}");
+        let kind = kv_index(kv.kind());
+        let (q, scores, out) = (q.as_ptr(), scores.as_mut_ptr(), out.as_mut_ptr());
+        // SAFETY: buffers were checked; every slot of the ring is initialised memory.
+        unsafe { (self.attend[kind])(kv.view(), q, spans, rule, scores, stride, out) }
+    }
+}

@@ -1,0 +1,49 @@
+//! Which kernel runs: never a silent fall-back.
+
+use gristmill_formats::codec::CodecId;
+use gristmill_kernels::{Isa, Kernels};
+
+#[test]
+fn detection_picks_the_most_capable_class_that_the_cpu_has() {
+    let available: Vec<_> = Isa::available().collect();
+    assert_eq!(available.first(), Some(&Isa::Scalar), "portable code runs everywhere");
+    assert!(available.is_sorted());
+    assert_eq!(Some(&Isa::detect()), available.last());
+}
+
+#[test]
+fn kernels_exist_exactly_for_the_available_classes_and_say_which_they_are() {
+    for isa in Isa::ALL {
+        match Kernels::for_isa(isa) {
+            Some(kernels) => {
+                assert!(isa.is_available());
+                assert_eq!(kernels.isa(), isa);
+                assert_eq!(format!("{kernels:?}"), format!("Kernels({})", isa.name()));
+            }
+            None => assert!(!isa.is_available(), "{} has no kernels", isa.name()),
+        }
+    }
+}
+
+#[test]
+fn products_are_named_after_class_shape_and_codec() {
+    for isa in Isa::available() {
+        let kernels = Kernels::for_isa(isa).expect("an available class");
+        for codec in CodecId::ALL {
+            let name = |tokens| kernels.matmul_name(codec, tokens);
+            assert_eq!(name(1), format!("{}-gemv-{codec}", isa.name()));
+            for tokens in [2, 4, 5, 512] {
+                assert_eq!(name(tokens), format!("{}-gemm-{codec}", isa.name()));
+            }
+        }
+    }
+}
+
+#[test]
+fn classes_are_found_by_their_names_and_unknown_names_list_them() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.name().parse(), Ok(isa));
+    }
+    let error = "avx9".parse::<Isa>().expect_err("no such class").to_string();
+    assert!(Isa::ALL.iter().all(|isa| error.contains(isa.name())), "{error}");
+}

@@ -1,0 +1,309 @@
+//! All memory of an engine, allocated once.
+
+use gristmill_formats::codec::{PANEL_ROWS, panel_count};
+use gristmill_formats::model::{Mixer, ModelSpec, RopeSpec};
+use gristmill_kernels::{ActBuffer, GROUP, KvHead, KvType, MAX_QUERY_ROWS, Scratch};
+
+use super::MemoryPlan;
+use crate::model::{MixerWeights, Model};
+
+/// Tokens whose attention is one unit of work in a prompt.
+pub(super) const ATTENTION_TOKENS: usize = 16;
+/// Rows of logits computed together when every position is scored.
+pub(super) const HEAD_TOKENS: usize = 32;
+/// Units of work per thread and stage: enough that a slow core's share can be taken over.
+const UNITS_PER_THREAD: usize = 8;
+
+/// Rounds a width up to what vector loops need.
+pub(super) fn padded(width: usize) -> usize {
+    width.next_multiple_of(32)
+}
+
+/// Panels of one unit of work.
+pub(super) fn panels_per_unit(rows: usize, threads: usize) -> usize {
+    match threads {
+        1 => panel_count(rows),
+        _ => panel_count(rows).div_ceil(threads * UNITS_PER_THREAD).max(1),
+    }
+}
+
+/// The widest of each kind of buffer over all layers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Widths {
+    /// Inputs of matrices.
+    cols: usize,
+    /// All query heads together, each padded to 16.
+    queries: usize,
+    /// All heads' outputs.
+    attention: usize,
+    head_dim: usize,
+    d_ff: usize,
+    /// Rows of one unit of the feed-forward, or of one head.
+    unit_rows: usize,
+    /// Query heads per key/value head.
+    group: usize,
+}
+
+fn widths(spec: &ModelSpec, threads: usize) -> Widths {
+    let mut w = Widths { cols: spec.d_model as usize, ..Widths::default() };
+    for block in spec.layers.iter().flat_map(|l| &l.blocks) {
+        match &block.mixer {
+            Mixer::Attention(a) => {
+                let head_dim = a.head_dim as usize;
+                w.head_dim = w.head_dim.max(head_dim);
+                w.queries = w.queries.max(a.heads as usize * head_dim.next_multiple_of(16));
+                w.attention = w.attention.max(a.q_width() as usize);
+                w.group = w.group.max((a.heads / a.kv_heads) as usize);
+                // A head may start inside a panel.
+                w.unit_rows = w.unit_rows.max(head_dim.next_multiple_of(PANEL_ROWS) + PANEL_ROWS);
+            }
+            Mixer::Mlp(m) => {
+                let d_ff = m.d_ff as usize;
+                w.d_ff = w.d_ff.max(d_ff);
+                w.unit_rows = w.unit_rows.max(panels_per_unit(d_ff, threads) * PANEL_ROWS);
+            }
+        }
+    }
+    w.cols = w.cols.max(w.attention).max(w.d_ff);
+    w
+}
+
+/// One thread's own memory.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) scratch: Scratch,
+    /// Prepared activations of a single token.
+    pub(super) act: [ActBuffer; 1],
+    /// The thread's own copy of the residual stream of a single token.
+    pub(super) x: Vec<f32>,
+    /// A row on its way into `act`.
+    pub(super) row: Vec<f32>,
+    /// Another, for norms of a block's output.
+    pub(super) row2: Vec<f32>,
+    /// Output of a matrix product that is not a unit's final result.
+    pub(super) out: Vec<f32>,
+    pub(super) out2: Vec<f32>,
+    /// A key or query head, a value head, and a head after its norm.
+    pub(super) head: [Vec<f32>; 3],
+    pub(super) scores: Vec<f32>,
+}
+
+impl Worker {
+    pub(super) fn new(model: &Model, context: usize, chunk: usize, threads: usize) -> Self {
+        let w = widths(model.spec(), threads);
+        let floats = |n: usize| vec![0.0f32; n];
+        let d = padded(model.spec().d_model as usize);
+        Self {
+            scratch: Scratch::new(w.cols),
+            act: [ActBuffer::new(1, w.cols)],
+            x: floats(d),
+            row: floats(padded(w.cols)),
+            row2: floats(padded(w.cols)),
+            out: floats(w.unit_rows * chunk),
+            out2: floats(w.unit_rows * chunk),
+            head: [padded(w.head_dim); 3].map(floats),
+            scores: floats(score_stride(context) * MAX_QUERY_ROWS),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let floats = self.x.len()
+            + self.row.len()
+            + self.row2.len()
+            + self.out.len()
+            + self.out2.len()
+            + self.scores.len()
+            + self.head.iter().map(Vec::len).sum::<usize>();
+        4 * floats as u64 + self.scratch.bytes() + self.act[0].bytes()
+    }
+}
+
+/// Scores of one query, with a partial block at both ends.
+fn score_stride(context: usize) -> usize {
+    context.next_multiple_of(16) + 16
+}
+
+/// Memory that the threads share.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    /// Residual stream of a chunk: `[token][d_model padded]`.
+    pub(super) x: Vec<f32>,
+    /// Prepared activations of a chunk, in groups of four tokens.
+    pub(super) acts: Vec<ActBuffer>,
+    /// Queries, `[head][token padded][head_dim padded]`.
+    pub(super) queries: Vec<f32>,
+    /// Outputs of attention, as the queries.
+    pub(super) attention: Vec<f32>,
+    /// Inner activations of the feed-forward: `[panel][token][16]`.
+    pub(super) mid: Vec<f32>,
+    /// Output of a block: `[panel][token][16]`.
+    pub(super) delta: Vec<f32>,
+    /// `[panel][row][16]`.
+    pub(super) logits: Vec<f32>,
+    /// One row of logits of several.
+    pub(super) logits_row: Vec<f32>,
+    /// Distinct rotations, and the cosines and sines of the chunk's positions for each.
+    pub(super) rotations: Vec<Rotation>,
+}
+
+/// One kind of rotary embedding in the model.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    spec: RopeSpec,
+    head_dim: u32,
+    /// Angle per position of each pair, rounded to f32 as the reference implementation does.
+    frequencies: Vec<f32>,
+    /// `[token][head_dim / 2]` pairs of cosine and sine.
+    pub(super) turns: Vec<(f32, f32)>,
+}
+
+impl Rotation {
+    /// Whether a layer with this embedding and head width uses the rotation.
+    pub(super) fn is_of(&self, rope: &RopeSpec, head_dim: u32) -> bool {
+        self.spec == *rope && self.head_dim == head_dim
+    }
+
+    /// Computes cosines and sines for `tokens` positions from `position` on.
+    pub(super) fn fill(&mut self, position: usize, tokens: usize) {
+        let half = self.frequencies.len();
+        for t in 0..tokens {
+            let turns = &mut self.turns[t * half..(t + 1) * half];
+            for (turn, &frequency) in turns.iter_mut().zip(&self.frequencies) {
+                let angle = f64::from((position + t) as f32 * frequency);
+                *turn = (angle.cos() as f32, angle.sin() as f32);
+            }
+        }
+    }
+}
+
+impl Buffers {
+    pub(super) fn new(model: &Model, chunk: usize) -> Self {
+        let spec = model.spec();
+        let w = widths(spec, 1);
+        let floats = |n: usize| vec![0.0f32; n];
+        let d = spec.d_model as usize;
+        let slots = token_slots(chunk);
+        let vocab = panel_count(spec.vocab_size as usize) * PANEL_ROWS;
+        let groups = if chunk == 1 { 0 } else { chunk.div_ceil(GROUP) };
+        Self {
+            x: floats(padded(d) * groups * GROUP),
+            acts: (0..groups).map(|_| ActBuffer::new(GROUP, w.cols)).collect(),
+            queries: floats(w.queries * slots),
+            attention: floats(w.queries * slots),
+            mid: floats(panel_count(w.d_ff) * PANEL_ROWS * chunk),
+            delta: floats(panel_count(d) * PANEL_ROWS * chunk),
+            logits: floats(vocab * HEAD_TOKENS.min(chunk)),
+            logits_row: floats(vocab),
+            rotations: rotations(spec, chunk),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let floats = self.x.len()
+            + self.queries.len()
+            + self.attention.len()
+            + self.mid.len()
+            + self.delta.len()
+            + self.logits.len()
+            + self.logits_row.len();
+        let turns = self.rotations.iter().map(|r| r.turns.len() * 8).sum::<usize>();
+        4 * floats as u64 + turns as u64 + self.acts.iter().map(ActBuffer::bytes).sum::<u64>()
+    }
+}
+
+/// Tokens of a chunk rounded up to whole attention units; a single token stands alone.
+pub(super) fn token_slots(tokens: usize) -> usize {
+    if tokens == 1 { 1 } else { tokens.next_multiple_of(ATTENTION_TOKENS) }
+}
+
+fn rotations(spec: &ModelSpec, chunk: usize) -> Vec<Rotation> {
+    let mut list: Vec<Rotation> = Vec::new();
+    for block in spec.layers.iter().flat_map(|l| &l.blocks) {
+        let Mixer::Attention(a) = &block.mixer else { continue };
+        let Some(rope) = &a.rope else { continue };
+        if list.iter().any(|r| r.is_of(rope, a.head_dim)) {
+            continue;
+        }
+        let frequencies: Vec<f32> =
+            rope.frequencies(a.head_dim).into_iter().map(|f| f as f32).collect();
+        let turns = vec![(0.0, 0.0); frequencies.len() * chunk];
+        list.push(Rotation { spec: rope.clone(), head_dim: a.head_dim, frequencies, turns });
+    }
+    list
+}
+
+/// Keys and values: per attention block, in the order of the layers, one cache per head.
+#[derive(Debug)]
+pub(super) struct Caches {
+    pub(super) blocks: Vec<Vec<KvHead>>,
+    /// Window of each block, `usize::MAX` where there is none.
+    windows: Vec<usize>,
+}
+
+impl Caches {
+    pub(super) fn new(model: &Model, context: usize, chunk: usize, kind: KvType) -> Self {
+        let mut caches = Self { blocks: Vec::new(), windows: Vec::new() };
+        for block in model.layers.iter().flatten() {
+            let MixerWeights::Attention(a) = &block.mixer else { continue };
+            let positions = cache_positions(a.spec.window, context, chunk);
+            let heads = (0..a.spec.kv_heads)
+                .map(|_| KvHead::new(kind, a.spec.head_dim as usize, positions))
+                .collect();
+            caches.blocks.push(heads);
+            caches.windows.push(a.spec.window.map_or(usize::MAX, |w| w as usize));
+        }
+        caches
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.blocks.iter().flatten().map(|head| head.bytes() as u64).sum()
+    }
+
+    /// Whether continuing from `position` would need keys that the ring has overwritten.
+    pub(super) fn oldest_needed_is_lost(&self, position: usize, written: usize) -> bool {
+        self.blocks.iter().zip(&self.windows).any(|(heads, &window)| {
+            let oldest_needed = (position + 1).saturating_sub(window);
+            let capacity = heads.first().map_or(usize::MAX, KvHead::capacity);
+            written.saturating_sub(capacity) > oldest_needed
+        })
+    }
+}
+
+/// Positions a layer keeps: all, or its window and the chunk that is being computed.
+fn cache_positions(window: Option<u32>, context: usize, chunk: usize) -> usize {
+    match window {
+        // One block more, because spans start and end within blocks of 16.
+        Some(window) => context.min((window as usize).saturating_add(chunk + 16)),
+        None => context,
+    }
+}
+
+/// What [`Worker::new`], [`Buffers::new`] and [`Caches::new`] will allocate, before they do.
+pub(super) fn plan(
+    model: &Model,
+    context: usize,
+    chunk: usize,
+    threads: usize,
+    kind: KvType,
+) -> MemoryPlan {
+    let spec = model.spec();
+    let w = widths(spec, threads);
+    let element = match kind {
+        KvType::F32 => 4,
+        KvType::F16 => 2,
+        KvType::Int8 => 1,
+    };
+    let kv_bytes = spec.layers.iter().flat_map(|l| &l.blocks).map(|block| match &block.mixer {
+        Mixer::Attention(a) => {
+            let positions = cache_positions(a.window, context, chunk) as u64;
+            2 * positions * u64::from(a.kv_width()) * element
+        }
+        Mixer::Mlp(_) => 0,
+    });
+    let d = spec.d_model as usize;
+    let per_token = padded(d) + 2 * w.queries + w.d_ff + d + 2 * w.cols;
+    let head = spec.vocab_size as usize * (HEAD_TOKENS.min(chunk) + 1);
+    let per_thread = 2 * w.unit_rows * chunk + score_stride(context) * MAX_QUERY_ROWS + 48 * w.cols;
+    let floats = per_token * chunk + head + per_thread * threads;
+    MemoryPlan { kv_bytes: kv_bytes.sum(), buffer_bytes: 4 * floats as u64 }
+}

@@ -1,0 +1,278 @@
+//! One sequence: key/value caches, buffers, and the forward pass over them.
+
+mod buffers;
+mod forward;
+mod head;
+
+use std::sync::Arc;
+
+use gristmill_kernels::{GROUP, Isa, Kernels, KvType};
+
+use crate::error::{Result, RuntimeError};
+use crate::model::Model;
+use crate::pool::Pool;
+use buffers::{Buffers, Caches, Worker};
+
+/// How an engine is built.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Threads; `None` for as many as the process may use.
+    pub threads: Option<usize>,
+    /// Instruction-set class; `None` for the CPU's best.
+    pub isa: Option<Isa>,
+    /// Positions; `None` for the model's own limit, at most [`EngineConfig::DEFAULT_CONTEXT`].
+    pub context: Option<usize>,
+    /// Element type of the key/value cache.
+    pub kv: KvType,
+    /// Tokens of a prompt that are computed together.
+    pub chunk: usize,
+}
+
+impl EngineConfig {
+    /// Context of an engine that is not told otherwise.
+    pub const DEFAULT_CONTEXT: usize = 4096;
+    /// Tokens of a prompt computed together by an engine that is not told otherwise.
+    pub const DEFAULT_CHUNK: usize = 512;
+    /// Most tokens computed together.
+    pub const MAX_CHUNK: usize = 1 << 16;
+    /// Most threads.
+    pub const MAX_THREADS: usize = 256;
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            isa: None,
+            context: None,
+            kv: KvType::F16,
+            chunk: Self::DEFAULT_CHUNK,
+        }
+    }
+}
+
+/// Bytes an engine holds beside the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Key/value caches.
+    pub kv_bytes: u64,
+    /// Activations, scratch and logits.
+    pub buffer_bytes: u64,
+}
+
+/// Which kernel multiplies the matrices of a codec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelUse {
+    /// Codec.
+    pub codec: gristmill_formats::codec::CodecId,
+    /// Kernel for one token.
+    pub decode: String,
+    /// Kernel for chunks.
+    pub prefill: String,
+}
+
+/// Computes logits for one sequence.
+#[derive(Debug)]
+pub struct Engine {
+    model: Arc<Model>,
+    kernels: &'static Kernels,
+    pool: Pool,
+    workers: Vec<Worker>,
+    buffers: Buffers,
+    caches: Caches,
+    context: usize,
+    chunk: usize,
+    position: usize,
+    /// Largest position ever written since the last reset, for the check in [`Engine::rewind`].
+    written: usize,
+}
+
+impl Engine {
+    /// Plans and allocates all memory that running needs.
+    ///
+    /// # Errors
+    /// When the configuration is impossible or needs more memory than there is.
+    pub fn new(model: Arc<Model>, config: &EngineConfig) -> Result<Self> {
+        let isa = config.isa.unwrap_or_else(Isa::detect);
+        let kernels = Kernels::for_isa(isa).ok_or_else(|| {
+            let available: Vec<_> = Isa::available().map(Isa::name).collect();
+            RuntimeError::IsaUnavailable { requested: isa.name(), available: available.join(", ") }
+        })?;
+        let threads = config.threads.unwrap_or_else(default_threads);
+        if threads == 0 || threads > EngineConfig::MAX_THREADS {
+            let max = EngineConfig::MAX_THREADS;
+            return Err(RuntimeError::Config(format!("{threads} threads; expected 1..={max}")));
+        }
+        let limit = model.spec().max_context as usize;
+        let context = config.context.unwrap_or(limit.min(EngineConfig::DEFAULT_CONTEXT));
+        if context == 0 || context > limit {
+            return Err(RuntimeError::Config(format!(
+                "a context of {context}; this model takes 1..={limit}"
+            )));
+        }
+        if config.chunk == 0 || config.chunk > EngineConfig::MAX_CHUNK {
+            let max = EngineConfig::MAX_CHUNK;
+            return Err(RuntimeError::Config(format!(
+                "chunks of {}; expected 1..={max}",
+                config.chunk
+            )));
+        }
+        let chunk = config.chunk.min(context);
+        let plan = buffers::plan(&model, context, chunk, threads, config.kv);
+        let needed = plan.kv_bytes + plan.buffer_bytes;
+        if let Some(available) = crate::memory::available_memory_bytes()
+            && needed > available
+        {
+            return Err(RuntimeError::OutOfMemory {
+                needed_mib: needed >> 20,
+                available_mib: available >> 20,
+                context,
+            });
+        }
+        Ok(Self {
+            workers: (0..threads).map(|_| Worker::new(&model, context, chunk, threads)).collect(),
+            buffers: Buffers::new(&model, chunk),
+            caches: Caches::new(&model, context, chunk, config.kv),
+            pool: Pool::new(threads),
+            kernels,
+            context,
+            chunk,
+            position: 0,
+            written: 0,
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Instruction-set class in use.
+    pub fn isa(&self) -> Isa {
+        self.kernels.isa()
+    }
+
+    /// The kernels in use.
+    pub fn kernels(&self) -> &'static Kernels {
+        self.kernels
+    }
+
+    /// Kernel of each codec that the model uses.
+    pub fn kernel_uses(&self) -> Vec<KernelUse> {
+        let name = |codec, tokens| self.kernels.matmul_name(codec, tokens);
+        let uses = self.model.codecs().into_iter();
+        uses.map(|codec| KernelUse { codec, decode: name(codec, 1), prefill: name(codec, GROUP) })
+            .collect()
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Positions that fit.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens processed so far: the position of the next one.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Bytes held beside the weights.
+    pub fn memory(&self) -> MemoryPlan {
+        MemoryPlan {
+            kv_bytes: self.caches.bytes(),
+            buffer_bytes: self.buffers.bytes()
+                + self.workers.iter().map(Worker::bytes).sum::<u64>(),
+        }
+    }
+
+    /// Forgets the sequence.
+    pub fn reset(&mut self) {
+        self.position = 0;
+        self.written = 0;
+    }
+
+    /// Goes back to an earlier position; the tokens from there on are forgotten.
+    ///
+    /// # Errors
+    /// When the position is ahead, or a sliding window no longer holds what it would need.
+    pub fn rewind(&mut self, position: usize) -> Result<()> {
+        let lost = self.caches.oldest_needed_is_lost(position, self.written);
+        if position > self.position || lost {
+            return Err(RuntimeError::Rewind { position });
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    /// Appends tokens and returns the logits after the last: one value per vocabulary entry.
+    ///
+    /// # Errors
+    /// When there are no tokens, one is not in the vocabulary, or they do not fit the context. The
+    /// sequence is unchanged then.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&mut [f32]> {
+        self.check(tokens)?;
+        let mut count = 0;
+        for chunk in tokens.chunks(self.chunk) {
+            self.forward(chunk);
+            count = chunk.len();
+        }
+        Ok(self.last_logits(count))
+    }
+
+    /// Appends one token and returns the logits after it. Allocates nothing.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub fn decode(&mut self, token: u32) -> Result<&mut [f32]> {
+        self.check(&[token])?;
+        self.forward(&[token]);
+        Ok(self.last_logits(1))
+    }
+
+    /// Appends tokens and hands the logits after each from index `from` on to `each`, in order, as
+    /// `(index in tokens, logits)`.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.check(tokens)?;
+        let mut done = 0;
+        for chunk in tokens.chunks(self.chunk) {
+            self.forward(chunk);
+            let first = from.saturating_sub(done).min(chunk.len());
+            self.all_logits(chunk.len(), first, |i, logits| each(done + i, logits));
+            done += chunk.len();
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(RuntimeError::NoTokens);
+        }
+        let vocab_size = self.model.spec().vocab_size;
+        if let Some(&token) = tokens.iter().find(|&&t| t >= vocab_size) {
+            return Err(RuntimeError::UnknownToken { token, vocab_size });
+        }
+        let needed = self.position + tokens.len();
+        if needed > self.context {
+            return Err(RuntimeError::ContextFull { needed, context: self.context });
+        }
+        Ok(())
+    }
+}
+
+/// Threads the process may use: its affinity and its control group's quota are honoured.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(EngineConfig::MAX_THREADS)
+}

@@ -1,0 +1,211 @@
+//! A model bound to its tensors: matrices in place, vectors decoded.
+
+use std::sync::Arc;
+
+use gristmill_formats::codec::CodecId;
+use gristmill_formats::model::{
+    AttentionSpec, MlpSpec, Mixer, ModelSpec, NormSpec, layer_tensor,
+};
+use gristmill_formats::source::{ModelSource, TensorData, check_tensors};
+use gristmill_kernels::MatrixView;
+
+use crate::error::Result;
+
+/// A model ready to be run. Holds its source, so the memory behind the matrices stays valid.
+#[derive(Debug)]
+pub struct Model {
+    source: Arc<dyn ModelSource>,
+    pub(crate) embed: TensorData,
+    pub(crate) layers: Vec<Vec<Block>>,
+    pub(crate) final_norm: Norm,
+    pub(crate) head: TensorData,
+}
+
+/// One block of a layer.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) pre_norm: Norm,
+    pub(crate) post_norm: Option<Norm>,
+    pub(crate) mixer: MixerWeights,
+}
+
+#[derive(Debug)]
+pub(crate) enum MixerWeights {
+    Attention(Attention),
+    Mlp(Mlp),
+}
+
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub(crate) spec: AttentionSpec,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    pub(crate) qk_norm: Option<(Norm, Norm)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Mlp {
+    pub(crate) spec: MlpSpec,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+/// A matrix and its bias.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub(crate) weight: TensorData,
+    /// Padded with zeros to a multiple of 32.
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// A norm's gain as it is multiplied (the offset of one included), padded with zeros to a multiple of
+/// 32.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    pub(crate) gain: Vec<f32>,
+    pub(crate) eps: f32,
+    pub(crate) len: usize,
+}
+
+/// A tensor as kernels take it.
+pub(crate) fn view(tensor: &TensorData) -> MatrixView<'_> {
+    MatrixView {
+        codec: &tensor.codec,
+        layout: tensor.layout,
+        bytes: &tensor.bytes,
+        rows: tensor.rows(),
+        cols: tensor.cols(),
+    }
+}
+
+impl Model {
+    /// Binds a source's tensors. Matrices stay where they are.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than the description implies.
+    pub fn load(source: Arc<dyn ModelSource>) -> Result<Self> {
+        check_tensors(&*source)?;
+        let bind = Binder { source: &*source };
+        let spec = source.spec();
+        let layers = spec
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(i, layer)| layer.blocks.iter().map(|b| bind.block(i, b)).collect())
+            .collect::<Result<Vec<Vec<Block>>>>()?;
+        let embed = bind.source.tensor("embed")?;
+        let head = bind.source.tensor(spec.head_tensor())?;
+        let final_norm = bind.norm("final_norm", spec.final_norm)?;
+        Ok(Self { embed, layers, final_norm, head, source })
+    }
+
+    /// The description.
+    pub fn spec(&self) -> &ModelSpec {
+        self.source.spec()
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Arc<dyn ModelSource> {
+        &self.source
+    }
+
+    /// Bytes of weights that decoding one token reads: every matrix once, and one row of the embedding
+    /// when it is not the head as well.
+    pub fn bytes_per_token(&self) -> u64 {
+        let matrices = self.matrices().map(|t| t.bytes.len() as u64).sum::<u64>();
+        let tensors = self.spec().tensors();
+        let vectors = tensors.iter().filter(|t| t.shape.len() == 1).map(|t| t.shape[0] * 4);
+        let vectors = vectors.sum::<u64>();
+        let row = if self.spec().tied_head {
+            0
+        } else {
+            self.embed.bytes.len() as u64 / self.embed.rows() as u64
+        };
+        matrices + vectors + row
+    }
+
+    /// Multiply-accumulate operations per token of a prompt: all matrices but the head.
+    pub fn macs_per_prompt_token(&self) -> u64 {
+        let head = (self.head.rows() * self.head.cols()) as u64;
+        self.matrices().map(|t| (t.rows() * t.cols()) as u64).sum::<u64>() - head
+    }
+
+    /// Codecs in use, widest first.
+    pub fn codecs(&self) -> Vec<CodecId> {
+        let mut codecs: Vec<_> = self.matrices().map(|t| t.codec.id()).collect();
+        codecs.sort_unstable();
+        codecs.dedup();
+        codecs
+    }
+
+    /// Every matrix that a token is multiplied with.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &TensorData> {
+        let blocks = self.layers.iter().flatten().flat_map(|block| match &block.mixer {
+            MixerWeights::Attention(a) => vec![&a.q, &a.k, &a.v, &a.o],
+            MixerWeights::Mlp(m) => vec![&m.gate, &m.up, &m.down],
+        });
+        blocks.map(|linear| &linear.weight).chain(std::iter::once(&self.head))
+    }
+}
+
+/// Looks tensors up by their canonical names.
+struct Binder<'a> {
+    source: &'a dyn ModelSource,
+}
+
+impl Binder<'_> {
+    fn block(&self, layer: usize, spec: &gristmill_formats::model::BlockSpec) -> Result<Block> {
+        let kind = spec.mixer.name();
+        let name = |part: &str| layer_tensor(layer, &format!("{kind}.{part}"));
+        let linear = |part: &str, bias: bool| -> Result<Linear> {
+            let bias = if bias { Some(self.vector(&name(&format!("{part}_bias")))?) } else { None };
+            Ok(Linear { weight: self.source.tensor(&name(part))?, bias })
+        };
+        let mixer = match &spec.mixer {
+            Mixer::Attention(a) => MixerWeights::Attention(Attention {
+                q: linear("q", a.qkv_bias)?,
+                k: linear("k", a.qkv_bias)?,
+                v: linear("v", a.qkv_bias)?,
+                o: linear("o", a.out_bias)?,
+                qk_norm: match a.qk_norm {
+                    Some(norm) => {
+                        Some((self.norm(&name("q_norm"), norm)?, self.norm(&name("k_norm"), norm)?))
+                    }
+                    None => None,
+                },
+                spec: a.clone(),
+            }),
+            Mixer::Mlp(m) => MixerWeights::Mlp(Mlp {
+                gate: linear("gate", m.bias)?,
+                up: linear("up", m.bias)?,
+                down: linear("down", m.bias)?,
+                spec: m.clone(),
+            }),
+        };
+        let post_norm = match spec.post_norm {
+            Some(norm) => Some(self.norm(&name("post_norm"), norm)?),
+            None => None,
+        };
+        Ok(Block { pre_norm: self.norm(&name("norm"), spec.pre_norm)?, post_norm, mixer })
+    }
+
+    fn norm(&self, name: &str, spec: NormSpec) -> Result<Norm> {
+        let mut gain = self.vector(name)?;
+        let len = self.source.tensor(name)?.cols();
+        if spec.plus_one {
+            gain[..len].iter_mut().for_each(|g| *g += 1.0);
+        }
+        Ok(Norm { gain, eps: spec.eps, len })
+    }
+
+    /// A vector as f32, padded to a multiple of 32.
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.source.tensor(name)?;
+        let mut values = vec![0.0; tensor.cols().next_multiple_of(32)];
+        tensor.decode_row(0, &mut values[..tensor.cols()]);
+        Ok(values)
+    }
+}
