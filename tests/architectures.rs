@@ -3,6 +3,8 @@
 //!
 //! The fixtures are made by `tests/fixtures/make_architectures.py`.
 
+#![allow(clippy::print_stdout, reason = "the differences are there to be read with --nocapture")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,7 +81,8 @@ fn logits_equal_transformers_on_every_architecture_and_instruction_set() {
         let (golden, model) = (golden(name), model(name));
         for isa in Isa::available() {
             let mut engine = engine(&model, 2, 512, isa, KvType::F32);
-            let difference = largest_difference(&all_logits(&mut engine, &golden.prompt), &golden.logits);
+            let difference =
+                largest_difference(&all_logits(&mut engine, &golden.prompt), &golden.logits);
             println!("{name} on {}: largest difference {difference:.2e}", isa.name());
             assert!(difference <= TOLERANCE, "{name} on {}: {difference}", isa.name());
         }

@@ -18,7 +18,9 @@ pub enum FormatError {
         expected: [u8; 8],
     },
     /// Written by a later major version.
-    #[error("file format {major}.{minor} is newer than this reader ({supported}.x); use a newer gristmill")]
+    #[error(
+        "file format {major}.{minor} is newer than this reader ({supported}.x); use a newer gristmill"
+    )]
     UnsupportedVersion {
         /// Major version in the file.
         major: u16,
@@ -28,7 +30,9 @@ pub enum FormatError {
         supported: u16,
     },
     /// A required feature that this reader does not implement.
-    #[error("the file requires feature `{0}`, which this gristmill does not have; use a newer gristmill")]
+    #[error(
+        "the file requires feature `{0}`, which this gristmill does not have; use a newer gristmill"
+    )]
     UnknownFeature(String),
     /// Fewer bytes than the file says it has.
     #[error(

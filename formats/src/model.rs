@@ -280,8 +280,7 @@ impl ModelSpec {
                             vector("up_bias", ff);
                             vector("down_bias", d);
                         }
-                        for (part, rows, cols) in
-                            [("gate", ff, d), ("up", ff, d), ("down", d, ff)]
+                        for (part, rows, cols) in [("gate", ff, d), ("up", ff, d), ("down", d, ff)]
                         {
                             let name = layer_tensor(i, &format!("{kind}.{part}"));
                             push(name, vec![rows, cols], TensorRole::Linear);

@@ -18,7 +18,9 @@ pub enum RuntimeError {
         available: String,
     },
     /// The sequence does not fit the context.
-    #[error("{needed} positions do not fit the context of {context}; use a larger context (`--ctx`)")]
+    #[error(
+        "{needed} positions do not fit the context of {context}; use a larger context (`--ctx`)"
+    )]
     ContextFull {
         /// Positions needed.
         needed: usize,

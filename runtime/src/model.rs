@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use gristmill_formats::codec::CodecId;
-use gristmill_formats::model::{
-    AttentionSpec, MlpSpec, Mixer, ModelSpec, NormSpec, layer_tensor,
-};
+use gristmill_formats::model::{AttentionSpec, Mixer, MlpSpec, ModelSpec, NormSpec, layer_tensor};
 use gristmill_formats::source::{ModelSource, TensorData, check_tensors};
 use gristmill_kernels::MatrixView;
 
@@ -31,8 +29,8 @@ pub(crate) struct Block {
 
 #[derive(Debug)]
 pub(crate) enum MixerWeights {
-    Attention(Attention),
-    Mlp(Mlp),
+    Attention(Box<Attention>),
+    Mlp(Box<Mlp>),
 }
 
 #[derive(Debug)]
@@ -165,7 +163,7 @@ impl Binder<'_> {
             Ok(Linear { weight: self.source.tensor(&name(part))?, bias })
         };
         let mixer = match &spec.mixer {
-            Mixer::Attention(a) => MixerWeights::Attention(Attention {
+            Mixer::Attention(a) => MixerWeights::Attention(Box::new(Attention {
                 q: linear("q", a.qkv_bias)?,
                 k: linear("k", a.qkv_bias)?,
                 v: linear("v", a.qkv_bias)?,
@@ -177,13 +175,13 @@ impl Binder<'_> {
                     None => None,
                 },
                 spec: a.clone(),
-            }),
-            Mixer::Mlp(m) => MixerWeights::Mlp(Mlp {
+            })),
+            Mixer::Mlp(m) => MixerWeights::Mlp(Box::new(Mlp {
                 gate: linear("gate", m.bias)?,
                 up: linear("up", m.bias)?,
                 down: linear("down", m.bias)?,
                 spec: m.clone(),
-            }),
+            })),
         };
         let post_norm = match spec.post_norm {
             Some(norm) => Some(self.norm(&name("post_norm"), norm)?),

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// Rounds of spinning before a waiting thread yields: a few microseconds.
-const SPIN_ROUNDS: u32 = 2_000;
+const SPIN_ROUNDS: u32 = 200;
 /// Rounds of yielding before a waiting worker parks: long enough to bridge sampling and printing.
-const YIELD_ROUNDS: u32 = 2_000;
+const YIELD_ROUNDS: u32 = 1_000;
 
 /// Threads that wait for stages. The caller of a stage is thread 0.
 #[derive(Debug)]
@@ -120,10 +120,15 @@ impl Pool {
     ) {
         let (a, b) = (Chunks::new(a, a_chunk), Chunks::new(b, b_chunk));
         assert_eq!(a.count(), b.count(), "chunks in step");
-        self.stage(states, a.count(), |_| (), |state, i| {
-            // SAFETY: the stage hands out each index once.
-            unsafe { unit(state, i, a.get(i), b.get(i)) };
-        });
+        self.stage(
+            states,
+            a.count(),
+            |_| (),
+            |state, i| {
+                // SAFETY: the stage hands out each index once.
+                unsafe { unit(state, i, a.get(i), b.get(i)) };
+            },
+        );
     }
 
     /// [`Self::for_each`] over two slices, one after the other.
@@ -360,9 +365,15 @@ mod tests {
             for units in [0, 1, 2, 7, 64] {
                 let mut items = vec![0u32; units];
                 for round in 1..=20 {
-                    pool.for_each(&mut states, &mut items, 1, |s| *s += 1, |_, i, x| {
-                        x[0] += i as u32;
-                    });
+                    pool.for_each(
+                        &mut states,
+                        &mut items,
+                        1,
+                        |s| *s += 1,
+                        |_, i, x| {
+                            x[0] += i as u32;
+                        },
+                    );
                     assert!(items.iter().enumerate().all(|(i, &x)| x == round * i as u32));
                 }
             }

@@ -24,11 +24,14 @@ pub enum NamedGrid {
     Nf4,
     /// Steps that widen towards the ends, offset a little, as in llama.cpp's IQ4_NL.
     Iq4Nl,
+    /// Lloyd's fixed point for blocks of normal and Laplacian weights with one scale and one shift
+    /// bit each (`cargo run --release -p gristmill-quantize --example grid_design`).
+    Mix4,
 }
 
 impl NamedGrid {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Int4, Self::Nf4, Self::Iq4Nl];
+    pub const ALL: [Self; 4] = [Self::Int4, Self::Nf4, Self::Iq4Nl, Self::Mix4];
 
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -36,6 +39,7 @@ impl NamedGrid {
             Self::Int4 => "int4",
             Self::Nf4 => "nf4",
             Self::Iq4Nl => "iq4-nl",
+            Self::Mix4 => "mix4",
         }
     }
 
@@ -51,6 +55,9 @@ impl NamedGrid {
             Self::Iq4Nl => {
                 ([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], 4)
             }
+            Self::Mix4 => {
+                ([-127, -98, -78, -61, -46, -33, -21, -10, 1, 12, 24, 37, 51, 68, 88, 116], 6)
+            }
         };
         Grid4 { values, shift }
     }
@@ -63,7 +70,9 @@ impl Grid4 {
     /// When the values do not increase or leave int8 once shifted.
     pub fn new(values: [i8; 16], shift: i8) -> Result<Self> {
         if !values.is_sorted() {
-            return Err(FormatError::InvalidHeader(format!("q4 table {values:?} does not increase")));
+            return Err(FormatError::InvalidHeader(format!(
+                "q4 table {values:?} does not increase"
+            )));
         }
         if values.iter().any(|v| v.checked_add(shift).is_none()) {
             return Err(FormatError::InvalidHeader(format!(

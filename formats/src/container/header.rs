@@ -194,8 +194,8 @@ impl Header {
     /// # Errors
     /// [`FormatError::InvalidHeader`] or what the description or the tensor table has wrong.
     pub fn parse(bytes: &[u8], header_offset: u64) -> Result<Self> {
-        let header: Self = serde_json::from_slice(bytes)
-            .map_err(|e| FormatError::InvalidHeader(e.to_string()))?;
+        let header: Self =
+            serde_json::from_slice(bytes).map_err(|e| FormatError::InvalidHeader(e.to_string()))?;
         header.model.validate()?;
         header.check_layout(header_offset)?;
         Ok(header)

@@ -213,19 +213,22 @@ impl Output {
         };
         self.write(&superblock.footer())?;
         let io = FormatError::io;
-        let buffered = self.file.take().expect("open until committed");
-        let mut file = buffered.into_inner().map_err(|e| io(&self.partial)(e.into_error()))?;
         let front = superblock.to_bytes();
-        file.sync_data()
+        let file = self.file.as_mut().expect("open until committed");
+        file.flush()
+            .and_then(|()| file.get_ref().sync_data())
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(&front))
-            .and_then(|()| file.sync_all())
+            .and_then(|()| file.flush())
+            .and_then(|()| file.get_ref().sync_all())
             .map_err(io(&self.partial))?;
-        drop(file);
         std::fs::rename(&self.partial, &self.path).map_err(io(&self.path))?;
+        // Only now is there nothing left for `drop` to remove.
+        self.file = None;
         if let Some(directory) = self.path.parent() {
             // Not every filesystem lets a directory be synced; the file itself is safe either way.
-            let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+            let directory =
+                if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
             let _ = File::open(directory).and_then(|d| d.sync_all());
         }
         Ok(())

@@ -26,7 +26,9 @@ fn random_row(codec: &Codec, cols: usize, rng: &mut Rng) -> QuantizedRow {
 
 fn grids() -> Vec<Grid4> {
     let mut grids: Vec<_> = NamedGrid::ALL.iter().map(|g| g.grid()).collect();
-    grids.push(Grid4::new([-128, -127, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 0, 0, 1, 2], 125).unwrap());
+    grids.push(
+        Grid4::new([-128, -127, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 0, 0, 1, 2], 125).unwrap(),
+    );
     grids.push(Grid4::new([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 127], -128).unwrap());
     grids
 }
@@ -146,7 +148,8 @@ fn rounded(codec: &Codec, x: f32) -> f32 {
 }
 
 fn special(rng: &mut Rng, n: usize) -> Vec<f32> {
-    let special = [0.0, -0.0, f32::INFINITY, -f32::INFINITY, 1e-42, 65504.0, 65519.0, 65520.0, 3.4e38];
+    let special =
+        [0.0, -0.0, f32::INFINITY, -f32::INFINITY, 1e-42, 65504.0, 65519.0, 65520.0, 3.4e38];
     (0..n)
         .map(|i| match rng.below(4) {
             0 => special[i % special.len()],

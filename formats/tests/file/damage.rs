@@ -77,8 +77,7 @@ fn damage_is_reported_where_it_is() {
 fn several_damaged_parts_are_all_reported() {
     let mut bytes = sample::bytes();
     let parts = sample::parts(&sample::open(&bytes).unwrap());
-    let tensors: Vec<_> =
-        parts.iter().filter(|(name, _)| name.starts_with("layers.")).collect();
+    let tensors: Vec<_> = parts.iter().filter(|(name, _)| name.starts_with("layers.")).collect();
     for (_, range) in &tensors {
         bytes[range.start] ^= 1;
     }

@@ -38,7 +38,9 @@ impl Attack {
     fn refused(&self, what: &str, change: impl FnOnce(&mut Value)) -> String {
         match self.open(change) {
             Ok(()) => panic!("{what} was accepted"),
-            Err(FormatError::Corrupt { what, detail }) => panic!("sealed wrongly: {what}: {detail}"),
+            Err(FormatError::Corrupt { what, detail }) => {
+                panic!("sealed wrongly: {what}: {detail}")
+            }
             Err(error) => error.to_string(),
         }
     }
@@ -150,7 +152,9 @@ fn shapes_and_codecs_that_do_not_fit_are_refused() {
         h["tensors"][q8]["table"] = h["tensors"][q4]["table"].clone();
     });
     attack.refused("q8 with a shift", |h| h["tensors"][q8]["table_shift"] = json!(0));
-    attack.refused("a table of 15", |h| drop(h["tensors"][q4]["table"].as_array_mut().unwrap().pop()));
+    attack.refused("a table of 15", |h| {
+        drop(h["tensors"][q4]["table"].as_array_mut().unwrap().pop())
+    });
     attack.refused("a table of 17", |h| {
         h["tensors"][q4]["table"].as_array_mut().unwrap().push(json!(127));
     });
@@ -213,7 +217,9 @@ fn unknown_missing_and_repeated_fields_are_refused() {
         });
         assert!(error.contains("surprise"), "{error}");
     }
-    for pointer in ["/model/d_model", "/model/layers", "/tensors", "/tensors/0/blake3", "/provenance"] {
+    for pointer in
+        ["/model/d_model", "/model/layers", "/tensors", "/tensors/0/blake3", "/provenance"]
+    {
         let (parent, field) = pointer.rsplit_once('/').unwrap();
         let error = attack.refused(&format!("a missing {field}"), |h| {
             h.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
@@ -339,7 +345,9 @@ fn versions_and_features_follow_the_rules() {
     with_superblock(|s| s.optional_features = u64::MAX).unwrap();
     for version in [(0, 0), (2, 0), (u16::MAX, u16::MAX)] {
         let error = with_superblock(|s| s.version = version).unwrap_err();
-        assert!(matches!(error, FormatError::UnsupportedVersion { major, .. } if major == version.0));
+        assert!(
+            matches!(error, FormatError::UnsupportedVersion { major, .. } if major == version.0)
+        );
     }
     for bit in 0..64 {
         let error = with_superblock(|s| s.required_features = 1 << bit).unwrap_err();
@@ -363,7 +371,8 @@ fn superblocks_that_point_anywhere_else_are_refused() {
             }),
             ("offset and length", |s, v| {
                 s.header_offset = v;
-                s.file_bytes = v.wrapping_add(s.header_bytes.next_multiple_of(64)).wrapping_add(144);
+                s.file_bytes =
+                    v.wrapping_add(s.header_bytes.next_multiple_of(64)).wrapping_add(144);
             }),
         ] {
             let result = with_superblock_checked(change, value);
@@ -394,11 +403,15 @@ fn a_footer_of_another_file_or_without_its_mark_is_refused() {
     other.optional_features = 1;
     let mut bytes = good.clone();
     bytes[footer..].copy_from_slice(&other.footer());
-    assert!(matches!(sample::open(&bytes), Err(FormatError::Corrupt { what, .. }) if what == "footer"));
+    assert!(
+        matches!(sample::open(&bytes), Err(FormatError::Corrupt { what, .. }) if what == "footer")
+    );
     let mut bytes = good;
     let end = bytes.len();
     bytes[end - 16..].fill(0);
-    assert!(matches!(sample::open(&bytes), Err(FormatError::Corrupt { what, .. }) if what == "footer"));
+    assert!(
+        matches!(sample::open(&bytes), Err(FormatError::Corrupt { what, .. }) if what == "footer")
+    );
 }
 
 #[test]

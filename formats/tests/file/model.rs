@@ -38,9 +38,12 @@ fn llama3(factor: f64, low: f64, high: f64, original: u32) -> RopeScaling {
     }
 }
 
+/// Makes a description wrong.
+type Change = fn(&mut ModelSpec);
+
 #[test]
 fn every_bound_is_enforced() {
-    let cases: Vec<(&str, fn(&mut ModelSpec))> = vec![
+    let cases: Vec<(&str, Change)> = vec![
         ("vocab_size", |m| m.vocab_size = 0),
         ("vocab_size", |m| m.vocab_size = MAX_VOCAB + 1),
         ("d_model", |m| m.d_model = 0),
@@ -267,7 +270,8 @@ fn llama3_scaling_follows_the_wavelengths() {
         let last = got.len() - 1;
         assert_near(&got[last..], &[plain[last] / factor]);
         if factor > 1.0 {
-            let between = got.iter().zip(&plain).filter(|(g, p)| *g < *p && **g * factor > **p * 1.000_001);
+            let between =
+                got.iter().zip(&plain).filter(|(g, p)| *g < *p && **g * factor > **p * 1.000_001);
             assert!(between.count() > 0, "some frequencies are on the ramp");
         }
     }

@@ -97,7 +97,9 @@ pub(crate) fn model() -> ModelSpec {
                     block(mlp(true), None),
                 ],
             },
-            LayerSpec { blocks: vec![block(Mixer::Attention(plain), None), block(mlp(false), None)] },
+            LayerSpec {
+                blocks: vec![block(Mixer::Attention(plain), None), block(mlp(false), None)],
+            },
         ],
     }
 }
@@ -146,7 +148,11 @@ pub(crate) fn header() -> Header {
         provenance: Provenance {
             source: "someone/something".into(),
             revision: Some("main".into()),
-            files: vec![SourceFile { name: "model.safetensors".into(), bytes: 5, blake3: "00".into() }],
+            files: vec![SourceFile {
+                name: "model.safetensors".into(),
+                bytes: 5,
+                blake3: "00".into(),
+            }],
             licence: Some("apache-2.0".into()),
             tool: "gristmill 0.1.0".into(),
             recipe: "rtn".into(),

@@ -85,8 +85,7 @@ fn the_fingerprint_changes_with_any_tensor() {
 fn bits_per_weight_count_the_whole_file() {
     let bytes = sample::bytes();
     let file = sample::open(&bytes).unwrap();
-    let weights: u64 =
-        file.header().tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum();
+    let weights: u64 = file.header().tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum();
     assert_eq!(file.bits_per_weight(), bytes.len() as f64 * 8.0 / weights as f64);
 }
 

@@ -1,5 +1,8 @@
 //! Activations, prepared for matrix products: int8 codes per block of 32 columns with an f32 scale and
 //! the sum of the codes (block codecs), and plain f32 (dense codecs).
+//!
+//! Rounding activations to int8 costs about as much as rounding weights to 8 bits does, so codecs of
+//! that precision take a second, *fine* plane of codes for the remainders: 16 bits in all.
 
 use gristmill_formats::codec::{BLOCK_COLS, block_count};
 
@@ -21,8 +24,16 @@ pub struct ActBuffer {
     codes: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    /// The remainders, in steps of the scale / [`FINE_STEPS`], and their sums.
+    fine_codes: Vec<i8>,
+    fine_sums: Vec<i32>,
+    /// Whether the current activations have their fine plane.
+    fine: bool,
     dense: Vec<f32>,
 }
+
+/// Fine steps per coarse step: the remainder of a rounding, half a step at most, is 127 of them.
+pub(crate) const FINE_STEPS: i32 = 254;
 
 impl ActBuffer {
     /// Room for `width` tokens (1 or 4) of up to `max_cols` columns.
@@ -39,6 +50,9 @@ impl ActBuffer {
             codes: vec![0; padded * width],
             scales: vec![0.0; blocks * width],
             sums: vec![0; blocks * width],
+            fine_codes: vec![0; padded * width],
+            fine_sums: vec![0; blocks * width],
+            fine: false,
             dense: vec![0.0; padded * width],
         }
     }
@@ -55,6 +69,15 @@ impl ActBuffer {
     pub fn set_cols(&mut self, cols: usize) {
         assert!(block_count(cols) * self.width <= self.scales.len(), "room for {cols} columns");
         self.cols = cols;
+        self.fine = false;
+    }
+
+    pub(crate) fn set_fine(&mut self, fine: bool) {
+        self.fine = fine;
+    }
+
+    pub(crate) fn is_fine(&self) -> bool {
+        self.fine
     }
 
     /// Columns of the current activations.
@@ -64,24 +87,32 @@ impl ActBuffer {
 
     /// Bytes allocated.
     pub fn bytes(&self) -> u64 {
-        (self.codes.len() + 4 * (self.scales.len() + self.sums.len() + self.dense.len())) as u64
+        let words = self.scales.len() + self.sums.len() + self.fine_sums.len() + self.dense.len();
+        (self.codes.len() + self.fine_codes.len() + 4 * words) as u64
     }
 
     /// Codes, scale and sum of one token and block, for reports and tests.
     pub fn block(&self, token: usize, block: usize) -> (Vec<i8>, f32, i32) {
-        let codes = (0..BLOCK_COLS).map(|c| {
-            let col = block * BLOCK_COLS + c;
-            self.codes[(col / 4) * 4 * self.width + token * 4 + col % 4]
-        });
         let at = block * self.width + token;
-        (codes.collect(), self.scales[at], self.sums[at])
+        (self.codes_of(&self.codes, token, block), self.scales[at], self.sums[at])
+    }
+
+    /// Fine codes and their sum of one token and block, for reports and tests.
+    pub fn fine_block(&self, token: usize, block: usize) -> (Vec<i8>, i32) {
+        let at = block * self.width + token;
+        (self.codes_of(&self.fine_codes, token, block), self.fine_sums[at])
+    }
+
+    fn codes_of(&self, plane: &[i8], token: usize, block: usize) -> Vec<i8> {
+        let columns = block * BLOCK_COLS..(block + 1) * BLOCK_COLS;
+        columns.map(|col| plane[(col / 4) * 4 * self.width + token * 4 + col % 4]).collect()
     }
 
     pub(crate) fn view(&self) -> ActView {
         ActView {
-            codes: self.codes.as_ptr(),
+            codes: [self.codes.as_ptr(), self.fine_codes.as_ptr()],
             scales: self.scales.as_ptr(),
-            sums: self.sums.as_ptr(),
+            sums: [self.sums.as_ptr(), self.fine_sums.as_ptr()],
             dense: self.dense.as_ptr(),
         }
     }
@@ -89,9 +120,9 @@ impl ActBuffer {
     pub(crate) fn view_mut(&mut self) -> ActViewMut {
         ActViewMut {
             width: self.width,
-            codes: self.codes.as_mut_ptr(),
+            codes: [self.codes.as_mut_ptr(), self.fine_codes.as_mut_ptr()],
             scales: self.scales.as_mut_ptr(),
-            sums: self.sums.as_mut_ptr(),
+            sums: [self.sums.as_mut_ptr(), self.fine_sums.as_mut_ptr()],
             dense: self.dense.as_mut_ptr(),
         }
     }
@@ -100,9 +131,10 @@ impl ActBuffer {
 /// Where a kernel reads activations.
 #[derive(Clone, Copy)]
 pub(crate) struct ActView {
-    pub(crate) codes: *const i8,
+    /// The coarse and the fine plane.
+    pub(crate) codes: [*const i8; 2],
     pub(crate) scales: *const f32,
-    pub(crate) sums: *const i32,
+    pub(crate) sums: [*const i32; 2],
     pub(crate) dense: *const f32,
 }
 
@@ -110,38 +142,68 @@ pub(crate) struct ActView {
 #[derive(Clone, Copy)]
 pub(crate) struct ActViewMut {
     width: usize,
-    codes: *mut i8,
+    codes: [*mut i8; 2],
     scales: *mut f32,
-    sums: *mut i32,
+    sums: [*mut i32; 2],
     dense: *mut f32,
 }
 
-/// Quantizes one token's activations: scale = absmax / 127 of each block, codes rounded to nearest.
+/// Quantizes one token's activations: scale = absmax / 127 of each block, codes rounded to nearest;
+/// with `fine` also what that leaves, in steps of the scale / 254.
 ///
 /// # Safety
 /// `x` is valid for `blocks * 32` values; `to` has room for `blocks` blocks and token `token`.
 #[inline(always)]
-pub(crate) unsafe fn quantize<S: Simd>(x: *const f32, blocks: usize, to: ActViewMut, token: usize) {
-    let mut row = [0i8; BLOCK_COLS];
+pub(crate) unsafe fn quantize<S: Simd>(
+    x: *const f32,
+    blocks: usize,
+    to: ActViewMut,
+    token: usize,
+    fine: bool,
+) {
     for b in 0..blocks {
         // SAFETY: the contract above covers block b of `x` and its place in `to`.
         unsafe {
-            let x0 = S::load(x.add(b * BLOCK_COLS));
-            let x1 = S::load(x.add(b * BLOCK_COLS + 16));
-            let absmax = S::reduce_max(S::max(S::abs(x0), S::abs(x1)));
+            let halves: [S::F; 2] =
+                std::array::from_fn(|i| S::load(x.add(b * BLOCK_COLS + 16 * i)));
+            let absmax = S::reduce_max(S::max(S::abs(halves[0]), S::abs(halves[1])));
             let inverse = S::splat(if absmax > TINY { 127.0 / absmax } else { 0.0 });
             // The clamp keeps codes within ±127 even where the input is not finite.
-            let limit = S::splat(127.0);
-            let clamp = |x| S::max(S::min(S::mul(x, inverse), limit), S::splat(-127.0));
-            let (c0, c1) = (S::round(clamp(x0)), S::round(clamp(x1)));
-            S::store_i8(row.as_mut_ptr(), c0);
-            S::store_i8(row.as_mut_ptr().add(16), c1);
+            let round = |x| S::round(S::max(S::min(x, S::splat(127.0)), S::splat(-127.0)));
+            let scaled = halves.map(|x| S::mul(x, inverse));
+            let codes = scaled.map(round);
             *to.scales.add(b * to.width + token) = absmax / 127.0;
-            *to.sums.add(b * to.width + token) = S::reduce_add_i(S::add_i(c0, c1));
-            let codes = to.codes.add(b * BLOCK_COLS * to.width + token * 4).cast::<[i8; 4]>();
-            for (i, four) in row.as_chunks::<4>().0.iter().enumerate() {
-                codes.add(i * to.width).write_unaligned(*four);
+            store_codes::<S>(codes, b, to, token, 0);
+            if fine {
+                let steps = S::splat(FINE_STEPS as f32);
+                let rest: [S::I; 2] = std::array::from_fn(|i| {
+                    round(S::mul(S::sub(scaled[i], S::to_f32(codes[i])), steps))
+                });
+                store_codes::<S>(rest, b, to, token, 1);
             }
+        }
+    }
+}
+
+/// Stores the codes of one block in a plane, with their sum.
+#[inline(always)]
+unsafe fn store_codes<S: Simd>(
+    codes: [S::I; 2],
+    block: usize,
+    to: ActViewMut,
+    token: usize,
+    plane: usize,
+) {
+    let mut row = [0i8; BLOCK_COLS];
+    // SAFETY: the caller's contract.
+    unsafe {
+        S::store_i8(row.as_mut_ptr(), codes[0]);
+        S::store_i8(row.as_mut_ptr().add(16), codes[1]);
+        *to.sums[plane].add(block * to.width + token) =
+            S::reduce_add_i(S::add_i(codes[0], codes[1]));
+        let first = to.codes[plane].add(block * BLOCK_COLS * to.width + token * 4);
+        for (i, four) in row.as_chunks::<4>().0.iter().enumerate() {
+            first.cast::<[i8; 4]>().add(i * to.width).write_unaligned(*four);
         }
     }
 }

@@ -86,7 +86,8 @@ impl KvHead {
     pub fn new(kind: KvType, head_dim: usize, positions: usize) -> Self {
         let capacity = positions.next_multiple_of(POSITIONS_PER_BLOCK);
         let lines = |width: usize| {
-            let bytes = capacity.checked_mul(width).and_then(|n| n.checked_mul(kind.element_bytes()));
+            let bytes =
+                capacity.checked_mul(width).and_then(|n| n.checked_mul(kind.element_bytes()));
             vec![Line([0; 64]); bytes.expect("a cache within the address space").div_ceil(64)]
         };
         let scales = if kind == KvType::Int8 { capacity } else { 0 };

@@ -3,10 +3,13 @@
 //! For a row r and a token t the result is `row_scale[r] * Σ_b (block_scale[r][b] * act_scale[t][b]) *
 //! dot[r][t][b]`, one chain of fused multiply-adds over blocks b in increasing order; `dot` is an exact
 //! integer. One token streams the panel as stored; several tokens unpack it once to int8.
+//!
+//! With fine activations (q8) `dot` is 254 times the coarse plane's dot product plus the fine plane's,
+//! and the scale is divided by 254: at most 32 * 128 * (127 * 254 + 127) < 2^27.1, exact in i32.
 
 use gristmill_formats::codec::{BLOCK_COLS, Grid4, PANEL_ROWS, block_count};
 
-use crate::act::{ActBuffer, ActView, GROUP};
+use crate::act::{ActBuffer, ActView, FINE_STEPS, GROUP};
 use crate::simd::Simd;
 
 /// Bytes ahead of the one in use that are brought into the first-level cache.
@@ -26,8 +29,14 @@ const ROW_SCALES_BYTES: usize = 2 * PANEL_ROWS;
 pub(crate) unsafe trait BlockCodec<S: Simd>: Copy {
     /// Bytes of the codes of one block.
     const BLOCK_BYTES: usize;
-    /// Per row, the dot product of the block with 32 activations whose sum is `sum`.
-    unsafe fn dot(self, codes: *const u8, scales: *const u8, a: *const i8, sum: i32) -> S::I;
+    /// Per row, the dot products of the block with `P` planes of 32 activations whose sums are `sums`.
+    unsafe fn dot<const P: usize>(
+        self,
+        codes: *const u8,
+        scales: *const u8,
+        a: [*const i8; P],
+        sums: [i32; P],
+    ) -> [S::I; P];
     /// The block's scale per row.
     unsafe fn scale(scales: *const u8) -> S::F;
     /// Writes the block's weights as eight vectors of 16 rows x 4 columns in the form of `dot4`.
@@ -43,17 +52,26 @@ unsafe impl<S: Simd> BlockCodec<S> for Q8 {
     const BLOCK_BYTES: usize = 512;
 
     #[inline(always)]
-    unsafe fn dot(self, codes: *const u8, _: *const u8, a: *const i8, sum: i32) -> S::I {
+    unsafe fn dot<const P: usize>(
+        self,
+        codes: *const u8,
+        _: *const u8,
+        a: [*const i8; P],
+        sums: [i32; P],
+    ) -> [S::I; P] {
         // SAFETY: the trait's contract.
         unsafe {
-            let mut even = bias::<S>(sum);
-            let mut odd = S::splat_i(0);
+            let mut even = sums.map(|sum| bias::<S>(sum));
+            let mut odd = [S::splat_i(0); P];
             for v in 0..4 {
-                let w = |i: usize| S::weights(S::load_bytes(codes.add(64 * i)));
-                even = S::dot4(even, w(2 * v), a.add(8 * v));
-                odd = S::dot4(odd, w(2 * v + 1), a.add(8 * v + 4));
+                let low = S::weights(S::load_bytes(codes.add(128 * v)));
+                let high = S::weights(S::load_bytes(codes.add(128 * v + 64)));
+                for p in 0..P {
+                    even[p] = S::dot4(even[p], low, a[p].add(8 * v));
+                    odd[p] = S::dot4(odd[p], high, a[p].add(8 * v + 4));
+                }
             }
-            S::add_i(even, odd)
+            std::array::from_fn(|p| S::add_i(even[p], odd[p]))
         }
     }
 
@@ -67,7 +85,9 @@ unsafe impl<S: Simd> BlockCodec<S> for Q8 {
     unsafe fn unpack(self, codes: *const u8, _: *const u8, out: *mut u8) {
         for v in 0..8 {
             // SAFETY: the trait's contract.
-            unsafe { S::store_bytes(out.add(64 * v), S::weights(S::load_bytes(codes.add(64 * v)))) };
+            unsafe {
+                S::store_bytes(out.add(64 * v), S::weights(S::load_bytes(codes.add(64 * v))))
+            };
         }
     }
 }
@@ -94,19 +114,31 @@ unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
     const BLOCK_BYTES: usize = 256;
 
     #[inline(always)]
-    unsafe fn dot(self, codes: *const u8, scales: *const u8, a: *const i8, sum: i32) -> S::I {
+    unsafe fn dot<const P: usize>(
+        self,
+        codes: *const u8,
+        scales: *const u8,
+        a: [*const i8; P],
+        sums: [i32; P],
+    ) -> [S::I; P] {
         // SAFETY: the trait's contract.
         unsafe {
-            let mut even = bias::<S>(sum);
-            let mut odd = S::splat_i(0);
+            let mut even = sums.map(|sum| bias::<S>(sum));
+            let mut odd = [S::splat_i(0); P];
             for v in 0..4 {
                 let x = S::load_bytes(codes.add(64 * v));
-                even = S::dot4(even, S::lookup(self.table, S::low_nibbles(x)), a.add(8 * v));
-                odd = S::dot4(odd, S::lookup(self.table, S::high_nibbles(x)), a.add(8 * v + 4));
+                let low = S::lookup(self.table, S::low_nibbles(x));
+                let high = S::lookup(self.table, S::high_nibbles(x));
+                for p in 0..P {
+                    even[p] = S::dot4(even[p], low, a[p].add(8 * v));
+                    odd[p] = S::dot4(odd[p], high, a[p].add(8 * v + 4));
+                }
             }
             // Adding the shift to all 32 weights of a row adds shift * sum to its dot product.
-            let shifted = S::splat_i(i32::from(self.shift) * sum);
-            S::add_where_top_bit(S::add_i(even, odd), scales, shifted)
+            std::array::from_fn(|p| {
+                let shifted = S::splat_i(i32::from(self.shift) * sums[p]);
+                S::add_where_top_bit(S::add_i(even[p], odd[p]), scales, shifted)
+            })
         }
     }
 
@@ -122,7 +154,8 @@ unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
         unsafe {
             for v in 0..4 {
                 let x = S::load_bytes(codes.add(64 * v));
-                for (i, nibbles) in [S::low_nibbles(x), S::high_nibbles(x)].into_iter().enumerate() {
+                for (i, nibbles) in [S::low_nibbles(x), S::high_nibbles(x)].into_iter().enumerate()
+                {
                     let w = S::lookup(self.table, nibbles);
                     let w = S::add_bytes_where_top_bit(w, scales, self.shift);
                     S::store_bytes(out.add(64 * (2 * v + i)), w);
@@ -137,6 +170,24 @@ unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
 unsafe fn bias<S: Simd>(sum: i32) -> S::I {
     // SAFETY: no memory is touched.
     unsafe { S::splat_i(if S::BIASED { -128 * sum } else { 0 }) }
+}
+
+/// One dot product from those of `P` planes.
+#[inline(always)]
+unsafe fn combine<S: Simd, const P: usize>(dots: [S::I; P]) -> S::F {
+    // SAFETY: no memory is touched.
+    unsafe {
+        let mut sum = dots[0];
+        for fine in &dots[1..] {
+            sum = S::add_i(S::mul_i(sum, S::splat_i(FINE_STEPS)), *fine);
+        }
+        S::to_f32(sum)
+    }
+}
+
+/// What an activation scale is divided by when there are `P` planes.
+const fn plane_factor<const P: usize>() -> f32 {
+    if P == 1 { 1.0 } else { 1.0 / FINE_STEPS as f32 }
 }
 
 /// A run of consecutive panels.
@@ -155,12 +206,12 @@ impl Panels {
     }
 }
 
-/// One token: `out[16 p + r]` for row r of panel p.
+/// One token, `P` planes: `out[16 p + r]` for row r of panel p.
 ///
 /// # Safety
 /// The panels, the activations of one token (width 1) and `16 * count` outputs are valid.
 #[inline(always)]
-pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>>(
+pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
     codec: C,
     panels: Panels,
     act: ActView,
@@ -184,10 +235,12 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>>(
                     S::prefetch_near(codes.wrapping_add(PREFETCH_NEAR + 64 * line));
                     S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
                 }
-                let a = act.codes.add(b * BLOCK_COLS);
-                let dot = codec.dot(codes, scales, a, *act.sums.add(b));
-                let scale = S::mul(C::scale(scales), S::splat(*act.scales.add(b)));
-                sum = S::fma(S::to_f32(dot), scale, sum);
+                let a: [*const i8; P] = std::array::from_fn(|p| act.codes[p].add(b * BLOCK_COLS));
+                let sums: [i32; P] = std::array::from_fn(|p| *act.sums[p].add(b));
+                let dots = codec.dot(codes, scales, a, sums);
+                let act_scale = *act.scales.add(b) * const { plane_factor::<P>() };
+                let scale = S::mul(C::scale(scales), S::splat(act_scale));
+                sum = S::fma(combine::<S, P>(dots), scale, sum);
                 codes = codes.add(C::BLOCK_BYTES);
                 scales = scales.add(PANEL_ROWS);
             }
@@ -232,27 +285,29 @@ pub(crate) struct Unpacked {
     pub(crate) blocks: usize,
 }
 
-/// Several tokens: `out[16 t + r]` for token t, row r of one unpacked panel.
+/// Several tokens, `P` planes: `out[16 t + r]` for token t, row r of one unpacked panel.
 ///
 /// # Safety
 /// The panel, the groups' activations and `16 * tokens` outputs are valid; groups hold `tokens` tokens.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Simd>(
+pub(crate) unsafe fn gemm<S: Simd, const P: usize>(
     panel: Unpacked,
     groups: &[ActBuffer],
     tokens: usize,
     out: *mut f32,
 ) {
+    // Two planes need two accumulators each, which leaves registers for fewer tokens.
+    let tile_groups = const { if P == 1 || S::TILE_GROUPS == 1 { S::TILE_GROUPS } else { 2 } };
     let mut first = 0;
     while first < groups.len() {
-        let left = (groups.len() - first).min(S::TILE_GROUPS);
+        let left = (groups.len() - first).min(tile_groups);
         let tile = &groups[first..first + left];
         // SAFETY: the contract above; the tile writes only tokens below `tokens`.
         unsafe {
             match left {
-                1 => gemm_tile::<S, 1>(panel, tile, first * GROUP, tokens, out),
-                2 => gemm_tile::<S, 2>(panel, tile, first * GROUP, tokens, out),
-                _ => gemm_tile::<S, 3>(panel, tile, first * GROUP, tokens, out),
+                1 => gemm_tile::<S, P, 1>(panel, tile, first * GROUP, tokens, out),
+                2 => gemm_tile::<S, P, 2>(panel, tile, first * GROUP, tokens, out),
+                _ => gemm_tile::<S, P, 3>(panel, tile, first * GROUP, tokens, out),
             }
         }
         first += left;
@@ -260,7 +315,7 @@ pub(crate) unsafe fn gemm<S: Simd>(
 }
 
 #[inline(always)]
-unsafe fn gemm_tile<S: Simd, const G: usize>(
+unsafe fn gemm_tile<S: Simd, const P: usize, const G: usize>(
     panel: Unpacked,
     groups: &[ActBuffer],
     first_token: usize,
@@ -272,24 +327,29 @@ unsafe fn gemm_tile<S: Simd, const G: usize>(
         let acts: [ActView; G] = std::array::from_fn(|g| groups[g].view());
         let mut sums = [[S::splat(0.0); GROUP]; G];
         for b in 0..panel.blocks {
-            let mut dots: [[S::I; GROUP]; G] = std::array::from_fn(|g| {
-                std::array::from_fn(|t| bias::<S>(*acts[g].sums.add(b * GROUP + t)))
+            let mut dots: [[[S::I; P]; GROUP]; G] = std::array::from_fn(|g| {
+                std::array::from_fn(|t| {
+                    std::array::from_fn(|p| bias::<S>(*acts[g].sums[p].add(b * GROUP + t)))
+                })
             });
             for v in 0..8 {
                 let w = S::load_bytes(panel.weights.add((b * 8 + v) * 64));
                 for g in 0..G {
-                    let a = acts[g].codes.add((b * 8 + v) * 4 * GROUP);
-                    for t in 0..GROUP {
-                        dots[g][t] = S::dot4(dots[g][t], w, a.add(4 * t));
+                    for p in 0..P {
+                        let a = acts[g].codes[p].add((b * 8 + v) * 4 * GROUP);
+                        for t in 0..GROUP {
+                            dots[g][t][p] = S::dot4(dots[g][t][p], w, a.add(4 * t));
+                        }
                     }
                 }
             }
             let block_scale = S::load(panel.scales.add(b * PANEL_ROWS));
             for g in 0..G {
                 for t in 0..GROUP {
-                    let act_scale = S::splat(*acts[g].scales.add(b * GROUP + t));
-                    let scale = S::mul(block_scale, act_scale);
-                    sums[g][t] = S::fma(S::to_f32(dots[g][t]), scale, sums[g][t]);
+                    let act_scale =
+                        *acts[g].scales.add(b * GROUP + t) * const { plane_factor::<P>() };
+                    let scale = S::mul(block_scale, S::splat(act_scale));
+                    sums[g][t] = S::fma(combine::<S, P>(dots[g][t]), scale, sums[g][t]);
                 }
             }
         }

@@ -199,22 +199,29 @@ unsafe fn gemm_tile<S: Simd, E: Element, const G: usize>(
 /// # Safety
 /// `first` is valid for `rows * cols` elements and `out` for `16 * cols` f32.
 #[inline(always)]
-pub(crate) unsafe fn gather_panel<E: Element>(
+pub(crate) unsafe fn gather_panel<S: Simd, E: Element>(
     first: *const u8,
     rows: usize,
     cols: usize,
     out: *mut f32,
 ) {
-    // Blocks of 16 columns keep the output lines of a block in the first-level cache.
-    for block in (0..cols).step_by(16) {
-        let end = (block + 16).min(cols);
+    let whole = if rows == PANEL_ROWS { cols / 16 * 16 } else { 0 };
+    for c in (0..whole).step_by(16) {
+        // SAFETY: the contract above: 16 rows of at least `c + 16` columns.
+        unsafe {
+            let at = |r: usize| first.add((r * cols + c) * E::BYTES);
+            let columns = S::transpose(std::array::from_fn(|r| E::load::<S>(at(r))));
+            for (i, column) in columns.into_iter().enumerate() {
+                S::store(out.add((c + i) * PANEL_ROWS), column);
+            }
+        }
+    }
+    for c in whole..cols {
         for r in 0..PANEL_ROWS {
-            for c in block..end {
-                // SAFETY: the contract above.
-                unsafe {
-                    *out.add(c * PANEL_ROWS + r) =
-                        if r < rows { E::read(first.add((r * cols + c) * E::BYTES)) } else { 0.0 };
-                }
+            // SAFETY: the contract above.
+            unsafe {
+                *out.add(c * PANEL_ROWS + r) =
+                    if r < rows { E::read(first.add((r * cols + c) * E::BYTES)) } else { 0.0 };
             }
         }
     }

@@ -37,6 +37,9 @@ pub(crate) unsafe trait Simd: Copy + 'static {
     /// Largest lane.
     unsafe fn reduce_max(a: Self::F) -> f32;
 
+    /// Lane j of vector i becomes lane i of vector j.
+    unsafe fn transpose(rows: [Self::F; 16]) -> [Self::F; 16];
+
     /// 16 bf16 as f32.
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// 16 f16 as f32.
@@ -58,6 +61,8 @@ pub(crate) unsafe trait Simd: Copy + 'static {
     unsafe fn to_f32(x: Self::I) -> Self::F;
     unsafe fn splat_i(x: i32) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// The low 32 bits of each product.
+    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn reduce_add_i(a: Self::I) -> i32;
     /// 16 lanes, each within int8, as int8.
     unsafe fn store_i8(p: *mut i8, x: Self::I);

@@ -56,6 +56,7 @@ type Gemv = unsafe fn(Panels, ActView, *mut f32);
 type Unpack = unsafe fn(*const u8, usize, *mut u8, *mut f32);
 type GemvQ4 = unsafe fn(&Grid4, Panels, ActView, *mut f32);
 type UnpackQ4 = unsafe fn(&Grid4, *const u8, usize, *mut u8, *mut f32);
+type BlockGemm = unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32);
 type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
 type DenseGemm = unsafe fn(*const u8, usize, &[ActBuffer], usize, *mut f32);
 type Gather = unsafe fn(*const u8, usize, usize, *mut f32);
@@ -70,12 +71,14 @@ pub struct Kernels {
     gemv_q4: GemvQ4,
     unpack_q8: Unpack,
     unpack_q4: UnpackQ4,
-    gemm_block: unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32),
+    /// With one and with two planes of activations.
+    gemm_coarse: BlockGemm,
+    gemm_fine: BlockGemm,
     /// By element: f32, bf16, f16.
     dense_gemv: [DenseGemv; 3],
     dense_gemm: [DenseGemm; 3],
     gather: [Gather; 3],
-    quantize: unsafe fn(*const f32, usize, ActViewMut, usize),
+    quantize: unsafe fn(*const f32, usize, ActViewMut, usize, bool),
     rms_norm: unsafe fn(*const f32, *const f32, f32, usize, *mut f32),
     silu_mul: Gate,
     gelu_tanh_mul: Gate,
@@ -104,12 +107,12 @@ macro_rules! kernels_for {
             $(#[$feature])?
             unsafe fn gemv_q8(panels: Panels, act: ActView, out: *mut f32) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::gemv::<S, _>(block::Q8, panels, act, out) }
+                unsafe { block::gemv::<S, _, 2>(block::Q8, panels, act, out) }
             }
             $(#[$feature])?
             unsafe fn gemv_q4(grid: &Grid4, panels: Panels, act: ActView, out: *mut f32) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::gemv::<S, _>(block::q4::<S>(grid), panels, act, out) }
+                unsafe { block::gemv::<S, _, 1>(block::q4::<S>(grid), panels, act, out) }
             }
             $(#[$feature])?
             unsafe fn unpack_q8(panel: *const u8, cols: usize, w: *mut u8, scales: *mut f32) {
@@ -128,9 +131,14 @@ macro_rules! kernels_for {
                 unsafe { block::unpack::<S, _>(block::q4::<S>(grid), panel, cols, w, scales) }
             }
             $(#[$feature])?
-            unsafe fn gemm_block(panel: Unpacked, groups: &[ActBuffer], m: usize, out: *mut f32) {
+            unsafe fn gemm_coarse(panel: Unpacked, groups: &[ActBuffer], m: usize, out: *mut f32) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::gemm::<S>(panel, groups, m, out) }
+                unsafe { block::gemm::<S, 1>(panel, groups, m, out) }
+            }
+            $(#[$feature])?
+            unsafe fn gemm_fine(panel: Unpacked, groups: &[ActBuffer], m: usize, out: *mut f32) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { block::gemm::<S, 2>(panel, groups, m, out) }
             }
             $(#[$feature])?
             unsafe fn dense_gemv<E: dense::Element>(p: DensePanels, act: ActView, out: *mut f32) {
@@ -151,12 +159,18 @@ macro_rules! kernels_for {
             $(#[$feature])?
             unsafe fn gather<E: dense::Element>(p: *const u8, rows: usize, cols: usize, out: *mut f32) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { dense::gather_panel::<E>(p, rows, cols, out) }
+                unsafe { dense::gather_panel::<S, E>(p, rows, cols, out) }
             }
             $(#[$feature])?
-            unsafe fn quantize(x: *const f32, blocks: usize, to: ActViewMut, token: usize) {
+            unsafe fn quantize(
+                x: *const f32,
+                blocks: usize,
+                to: ActViewMut,
+                token: usize,
+                fine: bool,
+            ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { crate::act::quantize::<S>(x, blocks, to, token) }
+                unsafe { crate::act::quantize::<S>(x, blocks, to, token, fine) }
             }
             $(#[$feature])?
             unsafe fn rms_norm(x: *const f32, gain: *const f32, eps: f32, n: usize, out: *mut f32) {
@@ -229,7 +243,8 @@ macro_rules! kernels_for {
                 gemv_q4,
                 unpack_q8,
                 unpack_q4,
-                gemm_block,
+                gemm_coarse,
+                gemm_fine,
                 dense_gemv: [
                     dense_gemv::<dense::F32>,
                     dense_gemv::<dense::Bf16>,
@@ -320,15 +335,23 @@ impl Kernels {
         format!("{}-{shape}-{codec}", self.isa.name())
     }
 
-    /// Prepares one token's activations in `act` for matrices in block codecs.
+    /// Prepares one token's activations in `act` for matrices in block codecs, with the fine plane that
+    /// some take ([`Self::takes_fine`]) or without. All tokens of a buffer are prepared alike.
     ///
     /// # Panics
     /// When `x` is shorter than the columns of `act` rounded up to 32, or there is no such token.
-    pub fn quantize(&self, x: &[f32], act: &mut ActBuffer, token: usize) {
+    pub fn quantize(&self, x: &[f32], act: &mut ActBuffer, token: usize, fine: bool) {
         let blocks = block_count(act.cols());
         assert!(x.len() >= blocks * 32 && token < act.width());
+        act.set_fine(fine);
         // SAFETY: the lengths were checked; `act` has room for its columns.
-        unsafe { (self.quantize)(x.as_ptr(), blocks, act.view_mut(), token) }
+        unsafe { (self.quantize)(x.as_ptr(), blocks, act.view_mut(), token, fine) }
+    }
+
+    /// Whether matrices of a codec take fine activations: those whose own rounding is finer than what
+    /// 8-bit activations cost.
+    pub fn takes_fine(codec: CodecId) -> bool {
+        codec == CodecId::Q8
     }
 
     /// Prepares one token's activations in `act` for dense matrices.
@@ -394,6 +417,12 @@ impl Kernels {
                 return;
             }
         }
+        let fine = Self::takes_fine(codec.id());
+        assert!(
+            !fine || acts.iter().all(ActBuffer::is_fine),
+            "{} takes fine activations",
+            codec.id()
+        );
         let blocks = block_count(cols);
         assert!(scratch.scales.len() >= blocks * PANEL_ROWS, "scratch for {cols} columns");
         // SAFETY: as above; the scratch has room for one unpacked panel of `cols` columns.
@@ -415,7 +444,8 @@ impl Kernels {
                 }
                 let unpacked = Unpacked { weights: w, scales: s, row_scales: panel, blocks };
                 let out = out_ptr.add(p * tokens * PANEL_ROWS);
-                (self.gemm_block)(unpacked, acts, tokens, out);
+                let gemm = if fine { self.gemm_fine } else { self.gemm_coarse };
+                gemm(unpacked, acts, tokens, out);
             }
         }
     }

@@ -79,7 +79,7 @@ pub(crate) unsafe fn silu_mul<S: Simd>(gate: *mut f32, up: *const f32, n: usize)
 /// Both are valid for `n` values, a multiple of 16.
 #[inline(always)]
 pub(crate) unsafe fn gelu_tanh_mul<S: Simd>(gate: *mut f32, up: *const f32, n: usize) {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     for i in (0..n).step_by(16) {
         // SAFETY: the contract above.
         unsafe {

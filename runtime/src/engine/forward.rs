@@ -13,9 +13,7 @@ use gristmill_formats::source::TensorData;
 use gristmill_kernels::{ActBuffer, GROUP, Kernels, KvHead, MAX_QUERY_ROWS, ScoreRule, Span};
 
 use super::Engine;
-use super::buffers::{
-    ATTENTION_TOKENS, Rotation, Worker, padded, panels_per_unit, token_slots,
-};
+use super::buffers::{ATTENTION_TOKENS, Rotation, Worker, padded, panels_per_unit, token_slots};
 use crate::model::{Attention, Linear, MixerWeights, Mlp, Model, Norm, view};
 use crate::pool::Pool;
 
@@ -97,7 +95,8 @@ pub(super) fn prepare(
         kernels.interleave(row, act, token);
     }
     if matrices.iter().any(|m| !m.codec.id().is_dense()) {
-        kernels.quantize(row, act, token);
+        let fine = matrices.iter().any(|m| Kernels::takes_fine(m.codec.id()));
+        kernels.quantize(row, act, token, fine);
     }
 }
 
@@ -137,8 +136,7 @@ impl Engine {
                 }
                 MixerWeights::Mlp(m) => self.mlp(&stage, &model, &block.pre_norm, m),
             }
-            stage.pending =
-                Pending { active: true, post_norm: block.post_norm.as_ref(), d_model };
+            stage.pending = Pending { active: true, post_norm: block.post_norm.as_ref(), d_model };
         }
         self.position += tokens.len();
         self.written = self.written.max(self.position);
@@ -354,17 +352,23 @@ impl Stage<'_> {
         let matrices = [&linear.weight];
         let acts = &mut acts[..groups(m)];
         if m > 1 {
-            pool.for_each(workers, acts, 1, |_| (), |w, group, act| {
-                for t in 0..GROUP {
-                    let token = group * GROUP + t;
-                    if token < m {
-                        row(token, &mut w.row);
-                    } else {
-                        w.row.fill(0.0);
+            pool.for_each(
+                workers,
+                acts,
+                1,
+                |_| (),
+                |w, group, act| {
+                    for t in 0..GROUP {
+                        let token = group * GROUP + t;
+                        if token < m {
+                            row(token, &mut w.row);
+                        } else {
+                            w.row.fill(0.0);
+                        }
+                        prepare(kernels, &matrices, &w.row, cols, &mut act[0], t);
                     }
-                    prepare(kernels, &matrices, &w.row, cols, &mut act[0], t);
-                }
-            });
+                },
+            );
         }
         let acts = &*acts;
         let rows = linear.weight.rows();
@@ -494,25 +498,36 @@ impl Heads<'_> {
             let window = spec.window.map_or(usize::MAX, |w| w as usize);
             Span { first: (position + 1).saturating_sub(window), position }
         };
-        pool.for_each(workers, output, rows_per_unit * padded, |_| (), |w, i, out| {
-            // Rows of `output` and `queries` are (head, token).
-            let first_row = i * rows_per_unit;
-            let cache = &caches[first_row / slots / group];
-            let first_token = if m == 1 { 0 } else { first_row % slots };
-            let rows = if m == 1 { rows_per_unit } else { rows_per_unit.min(m.saturating_sub(first_token)) };
-            let mut row = 0;
-            while row < rows {
-                let count = MAX_QUERY_ROWS.min(rows - row);
-                let mut spans = [Span::default(); MAX_QUERY_ROWS];
-                for (r, s) in spans[..count].iter_mut().enumerate() {
-                    *s = span(if m == 1 { 0 } else { first_token + row + r });
+        pool.for_each(
+            workers,
+            output,
+            rows_per_unit * padded,
+            |_| (),
+            |w, i, out| {
+                // Rows of `output` and `queries` are (head, token).
+                let first_row = i * rows_per_unit;
+                let cache = &caches[first_row / slots / group];
+                let first_token = if m == 1 { 0 } else { first_row % slots };
+                let rows = if m == 1 {
+                    rows_per_unit
+                } else {
+                    rows_per_unit.min(m.saturating_sub(first_token))
+                };
+                let mut row = 0;
+                while row < rows {
+                    let count = MAX_QUERY_ROWS.min(rows - row);
+                    let mut spans = [Span::default(); MAX_QUERY_ROWS];
+                    for (r, s) in spans[..count].iter_mut().enumerate() {
+                        *s = span(if m == 1 { 0 } else { first_token + row + r });
+                    }
+                    let q =
+                        &queries[(first_row + row) * padded..(first_row + row + count) * padded];
+                    let out = &mut out[row * padded..(row + count) * padded];
+                    let kernels = self.stage.kernels;
+                    kernels.attend(cache, q, &spans[..count], rule, &mut w.scores, out);
+                    row += count;
                 }
-                let q = &queries[(first_row + row) * padded..(first_row + row + count) * padded];
-                let out = &mut out[row * padded..(row + count) * padded];
-                let kernels = self.stage.kernels;
-                kernels.attend(cache, q, &spans[..count], rule, &mut w.scores, out);
-                row += count;
-            }
-        });
+            },
+        );
     }
 }

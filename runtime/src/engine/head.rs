@@ -65,9 +65,10 @@ impl Engine {
             self.head_tile(tokens, first, count);
             let Buffered { logits, row } = Buffered::of(&mut self.buffers);
             for t in 0..count {
-                for (to, panel) in row.chunks_exact_mut(PANEL_ROWS).zip(
-                    logits[t * PANEL_ROWS..].chunks(count * PANEL_ROWS),
-                ) {
+                for (to, panel) in row
+                    .chunks_exact_mut(PANEL_ROWS)
+                    .zip(logits[t * PANEL_ROWS..].chunks(count * PANEL_ROWS))
+                {
                     to.copy_from_slice(&panel[..PANEL_ROWS]);
                 }
                 if first + t >= from {

@@ -80,6 +80,7 @@ pub struct Engine {
     workers: Vec<Worker>,
     buffers: Buffers,
     caches: Caches,
+    kv: KvType,
     context: usize,
     chunk: usize,
     position: usize,
@@ -135,6 +136,7 @@ impl Engine {
             caches: Caches::new(&model, context, chunk, config.kv),
             pool: Pool::new(threads),
             kernels,
+            kv: config.kv,
             context,
             chunk,
             position: 0,
@@ -169,6 +171,11 @@ impl Engine {
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Element type of the key/value cache.
+    pub fn kv(&self) -> KvType {
+        self.kv
     }
 
     /// Positions that fit.

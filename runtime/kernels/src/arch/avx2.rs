@@ -34,6 +34,34 @@ pub(crate) unsafe fn reduce_max8(a: __m256) -> f32 {
     }
 }
 
+/// Lane j of vector i becomes lane i of vector j.
+#[inline(always)]
+unsafe fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
+    let mut quads = rows;
+    for q in [0, 4] {
+        unsafe {
+            let low = _mm256_castps_pd(_mm256_unpacklo_ps(rows[q], rows[q + 1]));
+            let high = _mm256_castps_pd(_mm256_unpackhi_ps(rows[q], rows[q + 1]));
+            let low2 = _mm256_castps_pd(_mm256_unpacklo_ps(rows[q + 2], rows[q + 3]));
+            let high2 = _mm256_castps_pd(_mm256_unpackhi_ps(rows[q + 2], rows[q + 3]));
+            quads[q] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2));
+            quads[q + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2));
+            quads[q + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2));
+            quads[q + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2));
+        }
+    }
+    std::array::from_fn(|c| {
+        let (a, b) = (quads[c % 4], quads[4 + c % 4]);
+        unsafe {
+            if c < 4 {
+                _mm256_permute2f128_ps::<0x20>(a, b)
+            } else {
+                _mm256_permute2f128_ps::<0x31>(a, b)
+            }
+        }
+    })
+}
+
 /// Applies an expression to both halves.
 macro_rules! both {
     (|$($x:ident),+| $e:expr) => {{
@@ -107,6 +135,20 @@ unsafe impl Simd for Avx2 {
         unsafe { reduce_max8(_mm256_max_ps(a[0], a[1])) }
     }
     #[inline(always)]
+    unsafe fn transpose(rows: [Self::F; 16]) -> [Self::F; 16] {
+        let mut out = rows;
+        for half in 0..2 {
+            for part in 0..2 {
+                let square = std::array::from_fn(|i| rows[8 * half + i][part]);
+                let columns = unsafe { transpose8(square) };
+                for (i, column) in columns.into_iter().enumerate() {
+                    out[8 * part + i][half] = column;
+                }
+            }
+        }
+        out
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         let half = |i: usize| unsafe {
             let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8 * i).cast()));
@@ -172,6 +214,10 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
         both!(|a, b| _mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
+        both!(|a, b| _mm256_mullo_epi32(a, b))
     }
     #[inline(always)]
     unsafe fn reduce_add_i(a: Self::I) -> i32 {

@@ -7,6 +7,25 @@ use crate::simd::Simd;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
+/// Vector `4 q + k` of the result holds, in 128-bit part p, column `4 p + k` of rows `4 q .. 4 q + 4`.
+#[inline(always)]
+unsafe fn transpose_quads(rows: [__m512; 16]) -> [__m512; 16] {
+    let mut out = rows;
+    for q in (0..16).step_by(4) {
+        unsafe {
+            let low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[q], rows[q + 1]));
+            let high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[q], rows[q + 1]));
+            let low2 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[q + 2], rows[q + 3]));
+            let high2 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[q + 2], rows[q + 3]));
+            out[q] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+            out[q + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+            out[q + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+            out[q + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+        }
+    }
+    out
+}
+
 // SAFETY: each method is one or a few instructions that compute what the trait says. The trait's
 // callers guarantee the CPU features and the validity of pointers.
 unsafe impl Simd for Avx512 {
@@ -77,6 +96,26 @@ unsafe impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
+        unsafe {
+            // Columns of four rows at a time, in each 128-bit part; then parts are transposed.
+            let quads = transpose_quads(rows);
+            let mut out = rows;
+            for k in 0..4 {
+                let [a, b, c, d] = [quads[k], quads[4 + k], quads[8 + k], quads[12 + k]];
+                let even_ab = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let odd_ab = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let even_cd = _mm512_shuffle_f32x4::<0x88>(c, d);
+                let odd_cd = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                out[k] = _mm512_shuffle_f32x4::<0x88>(even_ab, even_cd);
+                out[4 + k] = _mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd);
+                out[8 + k] = _mm512_shuffle_f32x4::<0xdd>(even_ab, even_cd);
+                out[12 + k] = _mm512_shuffle_f32x4::<0xdd>(odd_ab, odd_cd);
+            }
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m512 {
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
@@ -131,6 +170,10 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_i(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi32(a, b) }
     }
     #[inline(always)]
     unsafe fn reduce_add_i(a: __m512i) -> i32 {

@@ -74,6 +74,9 @@ unsafe impl Simd for Scalar {
     unsafe fn reduce_max(a: Self::F) -> f32 {
         reduce(a, |a, b| if a > b { a } else { b })
     }
+    unsafe fn transpose(rows: [Self::F; 16]) -> [Self::F; 16] {
+        std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
+    }
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         // SAFETY: the caller's pointer is valid for 16 elements.
         let bits = unsafe { p.cast::<[u16; 16]>().read_unaligned() };
@@ -114,6 +117,9 @@ unsafe impl Simd for Scalar {
     }
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
     }
     unsafe fn reduce_add_i(a: Self::I) -> i32 {
         a.into_iter().fold(0, i32::wrapping_add)

@@ -2,7 +2,7 @@
 //! last bit between classes and between a query alone and in a group.
 
 use gristmill_kernels::{
-    KvHead, KvType, Kernels, MAX_QUERY_ROWS, POSITIONS_PER_BLOCK, ScoreRule, Span,
+    Kernels, KvHead, KvType, MAX_QUERY_ROWS, POSITIONS_PER_BLOCK, ScoreRule, Span,
 };
 use half::f16;
 
@@ -103,7 +103,14 @@ fn queries(n: usize, head_dim: usize, rng: &mut Rng) -> Vec<f32> {
 
 /// Asserts that every query of a group matches the oracle and is the same alone, and that all classes
 /// agree.
-fn check(history: &History, kind: KvType, capacity: usize, spans: &[Span], rule: ScoreRule, rng: &mut Rng) {
+fn check(
+    history: &History,
+    kind: KvType,
+    capacity: usize,
+    spans: &[Span],
+    rule: ScoreRule,
+    rng: &mut Rng,
+) {
     let padded = history.head_dim.next_multiple_of(16);
     let q = queries(spans.len(), history.head_dim, rng);
     let mut results = Vec::new();
@@ -218,7 +225,8 @@ fn the_ring_wraps_around_any_number_of_times() {
                     check(&history, kind, 64, &spans, rule(head_dim), &mut rng);
                 }
                 // All that is still there, from the block after the one being overwritten.
-                let oldest = (last / POSITIONS_PER_BLOCK + 1).saturating_sub(4) * POSITIONS_PER_BLOCK;
+                let oldest =
+                    (last / POSITIONS_PER_BLOCK + 1).saturating_sub(4) * POSITIONS_PER_BLOCK;
                 check(&history, kind, 64, &[span(oldest, last)], rule(head_dim), &mut rng);
             }
         }

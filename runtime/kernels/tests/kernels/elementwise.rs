@@ -61,7 +61,8 @@ fn rms_norm_of_zeros_is_zero() {
 
 /// Gates over the whole range, dense around zero, with the places where clamps begin.
 fn gates(rng: &mut Rng) -> Vec<f32> {
-    let mut gates = vec![0.0, -0.0, 1e-42, -1e-42, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e30, -1e30];
+    let mut gates =
+        vec![0.0, -0.0, 1e-42, -1e-42, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e30, -1e30];
     gates.extend((0..2000).map(|i| (i as f32 - 1000.0) * 0.1));
     gates.extend((0..2000).map(|_| rng.unit() * 8.0));
     gates.extend((0..200).map(|_| rng.unit() * 1e-6));
@@ -131,7 +132,9 @@ fn softcap_matches_double_precision() {
 fn log_sum_exp_matches_double_precision_for_any_length() {
     let mut rng = Rng::new(34);
     for n in [1, 2, 15, 16, 17, 31, 4095, 4096, 4097, 8192 + 5, 49_152, 50_001] {
-        for (magnitude, offset) in [(1.0, 0.0), (20.0, 5.0), (500.0, -300.0), (0.0, 1e4), (1e30, 0.0)] {
+        for (magnitude, offset) in
+            [(1.0, 0.0), (20.0, 5.0), (500.0, -300.0), (0.0, 1e4), (1e30, 0.0)]
+        {
             let x: Vec<f32> = (0..n).map(|_| rng.unit() * magnitude + offset).collect();
             let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = x.iter().map(|x| (f64::from(*x) - f64::from(max)).exp()).sum();

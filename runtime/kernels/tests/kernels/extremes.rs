@@ -8,6 +8,9 @@ use crate::oracle::{
     Matrix, Rng, Width, all_codecs, all_kernels, assert_same_bits, multiply, padded, random_row,
 };
 
+/// The code of a row and a column.
+type Pattern = fn(usize, usize) -> u8;
+
 /// A quantized matrix of 17 rows, all with the given scales and with a code per row and column.
 fn filled(codec: &Codec, cols: usize, scale: u8, code: impl Fn(usize, usize) -> u8) -> Matrix {
     let rows = (0..17).map(|r| QuantizedRow {
@@ -24,13 +27,8 @@ fn check(matrix: &Matrix, xs: &[Vec<f32>], what: &str) {
         let name = format!("{what} on {}", kernels.isa().name());
         let batch = multiply(kernels, matrix, 0..matrix.panels(), xs, Width::Groups);
         for (t, x) in xs.iter().enumerate() {
-            let alone = multiply(
-                kernels,
-                matrix,
-                0..matrix.panels(),
-                std::slice::from_ref(x),
-                Width::One,
-            );
+            let alone =
+                multiply(kernels, matrix, 0..matrix.panels(), std::slice::from_ref(x), Width::One);
             for r in 0..matrix.rows {
                 let want = [matrix.exact_dot(r, x)];
                 let (p, lane) = (r / PANEL_ROWS, r % PANEL_ROWS);
@@ -56,7 +54,7 @@ fn saturating_activations(cols: usize) -> Vec<Vec<f32>> {
 
 #[test]
 fn the_largest_codes_times_the_largest_activations_do_not_saturate() {
-    let patterns: [(&str, fn(usize, usize) -> u8); 6] = [
+    let patterns: [(&str, Pattern); 6] = [
         ("all -128", |_, _| 0x80),
         ("all 127", |_, _| 0x7f),
         ("alternating", |_, c| if c % 2 == 0 { 0x80 } else { 0x7f }),
@@ -93,7 +91,7 @@ fn tables_at_the_ends_of_int8_do_not_saturate_shifted_or_not() {
         let codec = Codec::Q4(grid.expect("within int8"));
         for scale in [1, 127, 0x80 | 1, 0xff, 0x80] {
             for (name, code) in [
-                ("low", (|_, _| 0) as fn(usize, usize) -> u8),
+                ("low", (|_, _| 0) as Pattern),
                 ("high", |_, _| 15),
                 ("alternating", |_, c| if c % 2 == 0 { 0 } else { 15 }),
                 ("nibbles", |_, c| if c % 8 < 4 { 0 } else { 15 }),
@@ -204,8 +202,7 @@ fn bytes_of_any_kind_are_multiplied_without_panic_and_alike_in_all_classes() {
     let mut rng = Rng::new(14);
     for codec in [Codec::Q8, Codec::Q4(crate::oracle::random_grid(&mut rng))] {
         for _ in 0..50 {
-            let mut bytes: Vec<u8> =
-                (0..2 * codec.panel_bytes(70)).map(|_| rng.byte()).collect();
+            let mut bytes: Vec<u8> = (0..2 * codec.panel_bytes(70)).map(|_| rng.byte()).collect();
             // Row scales stay finite: the bits of a NaN are nobody's promise.
             for panel in bytes.chunks_mut(codec.panel_bytes(70)) {
                 for scale in panel[..32].chunks_mut(2) {
@@ -264,7 +261,8 @@ mod refused {
                             let mut act = ActBuffer::new(1, cols);
                             act.set_cols(cols);
                             let bytes = vec![0; 64];
-                            let view = MatrixView { codec: &codec, layout, bytes: &bytes, rows, cols };
+                            let view =
+                                MatrixView { codec: &codec, layout, bytes: &bytes, rows, cols };
                             let mut scratch = Scratch::new(cols);
                             let all = rows.div_ceil(16);
                             if cols == 0 && rows == 17 {
@@ -293,14 +291,23 @@ mod refused {
         for kernels in all_kernels() {
             let codec = Codec::Q8;
             let bytes = vec![0; codec.panel_bytes(64)];
-            let view =
-                MatrixView { codec: &codec, layout: Layout::Panels, bytes: &bytes, rows: 16, cols: 64 };
+            let view = MatrixView {
+                codec: &codec,
+                layout: Layout::Panels,
+                bytes: &bytes,
+                rows: 16,
+                cols: 64,
+            };
             let mut act = ActBuffer::new(1, 64);
             act.set_cols(64);
             let mut group = ActBuffer::new(4, 64);
             group.set_cols(64);
             let mut narrow = ActBuffer::new(1, 64);
             narrow.set_cols(32);
+            let coarse = act.clone();
+            for buffer in [&mut act, &mut group, &mut narrow] {
+                kernels.quantize(&[0.0; 64], buffer, 0, true);
+            }
             let run = |acts: &[ActBuffer], tokens: usize, scratch_cols: usize, out: usize| {
                 let mut scratch = Scratch::new(scratch_cols);
                 kernels.matmul(view, 0..1, acts, tokens, &mut scratch, &mut vec![0.0; out]);
@@ -310,16 +317,23 @@ mod refused {
             assert_panics("a short output", || run(&[act.clone()], 1, 64, 15));
             assert_panics("a long output", || run(&[act.clone()], 1, 64, 32));
             assert_panics("short activations", || run(&[narrow.clone()], 1, 64, 16));
+            assert_panics("no fine plane", || run(std::slice::from_ref(&coarse), 1, 64, 16));
             assert_panics("no activations", || run(&[], 0, 64, 0));
             assert_panics("two tokens in one", || run(&[act.clone()], 2, 64, 32));
             assert_panics("five tokens in a group", || run(&[group.clone()], 5, 64, 80));
             assert_panics("mixed widths", || run(&[group.clone(), act.clone()], 5, 64, 80));
             assert_panics("short scratch", || run(&[group.clone()], 4, 32, 64));
             assert_panics("room for more columns", || ActBuffer::new(1, 32).set_cols(33));
-            assert_panics("short input", || kernels.quantize(&[0.0; 63], &mut act.clone(), 0));
-            assert_panics("no such token", || kernels.quantize(&[0.0; 64], &mut act.clone(), 1));
+            assert_panics("short input", || {
+                kernels.quantize(&[0.0; 63], &mut act.clone(), 0, false)
+            });
+            assert_panics("no such token", || {
+                kernels.quantize(&[0.0; 64], &mut act.clone(), 1, false)
+            });
             assert_panics("short input", || kernels.interleave(&[0.0; 63], &mut act.clone(), 0));
-            assert_panics("no such token", || kernels.interleave(&[0.0; 64], &mut group.clone(), 4));
+            assert_panics("no such token", || {
+                kernels.interleave(&[0.0; 64], &mut group.clone(), 4)
+            });
             let mut out = [0.0; 32];
             assert_panics("a short norm", || {
                 kernels.rms_norm(&[0.0; 32], &[0.0; 32], 1e-5, 33, &mut out);
@@ -351,12 +365,18 @@ mod refused {
                 assert_panics("five spans", || attend(&[span(0, 3); 5], 80, 512));
                 assert_panics("short scores", || attend(&[span(0, 16)], 16, 31));
                 assert_panics("short queries", || attend(&[span(0, 16); 2], 31, 64));
-                assert_panics("a short key", || kernels.write_kv(&mut kv, 0, &[0.0; 15], &[0.0; 16]));
-                assert_panics("a short value", || kernels.write_kv(&mut kv, 0, &[0.0; 16], &[0.0; 8]));
+                assert_panics("a short key", || {
+                    kernels.write_kv(&mut kv, 0, &[0.0; 15], &[0.0; 16])
+                });
+                assert_panics("a short value", || {
+                    kernels.write_kv(&mut kv, 0, &[0.0; 16], &[0.0; 8])
+                });
                 assert_panics("an impossible head", || drop(KvHead::new(kind, 1 << 20, 1 << 44)));
             }
             let mut empty = KvHead::new(KvType::F16, 16, 0);
-            assert_panics("an empty ring", || kernels.write_kv(&mut empty, 0, &[0.0; 16], &[0.0; 16]));
+            assert_panics("an empty ring", || {
+                kernels.write_kv(&mut empty, 0, &[0.0; 16], &[0.0; 16])
+            });
         }
     }
 }

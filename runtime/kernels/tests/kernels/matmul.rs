@@ -61,10 +61,8 @@ fn products_match_the_exact_oracle_in_every_shape_and_batch() {
 /// All classes and token counts against one oracle: so all are the same, and a token of a batch is the
 /// same token alone.
 fn check_batches(matrix: &Matrix, xs: &[Vec<f32>]) {
-    let results: Vec<Vec<f32>> = xs
-        .iter()
-        .map(|x| (0..matrix.rows).map(|r| matrix.exact_dot(r, x)).collect())
-        .collect();
+    let results: Vec<Vec<f32>> =
+        xs.iter().map(|x| (0..matrix.rows).map(|r| matrix.exact_dot(r, x)).collect()).collect();
     let panels = matrix.panels();
     for kernels in all_kernels() {
         for tokens in token_counts().filter(|&t| is_quick(kernels, matrix, t)) {
@@ -147,7 +145,10 @@ fn products_agree_with_decoded_rows_in_double_precision() {
                         let (want, size) = matrix.f64_dot(r, &xs[0][..cols]);
                         let error = (f64::from(got[r]) - want).abs();
                         // Rounding of `cols` terms, each relative to the terms' own size.
-                        assert!(error <= 1e-6 * size + 1e-30, "{codec:?} row {r}: off by {error:e}");
+                        assert!(
+                            error <= 1e-6 * size + 1e-30,
+                            "{codec:?} row {r}: off by {error:e}"
+                        );
                     }
                 }
             }

@@ -1,11 +1,11 @@
 //! What kernels are compared with, written naively, and the inputs they are compared on.
 
+use gristmill_formats::SharedBytes;
 use gristmill_formats::codec::{
     BLOCK_COLS, Codec, CodecId, Grid4, NamedGrid, PANEL_ROWS, QuantizedRow, block_count,
     panel_count,
 };
 use gristmill_formats::source::{Layout, TensorData};
-use gristmill_formats::SharedBytes;
 use gristmill_kernels::{ActBuffer, GROUP, Isa, Kernels, MatrixView, Scratch};
 use half::{bf16, f16};
 
@@ -186,12 +186,16 @@ impl Matrix {
                 for (b, &scale_byte) in row.block_scales.iter().enumerate() {
                     let block = QuantizedBlock::of(&x[b * BLOCK_COLS..]);
                     let codes = &row.codes[b * BLOCK_COLS..(b + 1) * BLOCK_COLS];
-                    let dot: i32 = codes
-                        .iter()
-                        .zip(&block.codes)
-                        .map(|(&w, &a)| self.value(w, scale_byte) * i32::from(a))
-                        .sum();
-                    let scale = self.block_scale(scale_byte) * block.scale;
+                    let dot = |plane: &[i8]| -> i32 {
+                        let pairs = codes.iter().zip(plane);
+                        pairs.map(|(&w, &a)| self.value(w, scale_byte) * i32::from(a)).sum()
+                    };
+                    let (dot, act_scale) = if Kernels::takes_fine(self.codec.id()) {
+                        (254 * dot(&block.codes) + dot(&block.fine), block.scale * (1.0 / 254.0))
+                    } else {
+                        (dot(&block.codes), block.scale)
+                    };
+                    let scale = self.block_scale(scale_byte) * act_scale;
                     sum = (dot as f32).mul_add(scale, sum);
                 }
                 sum * row.row_scale.to_f32()
@@ -214,8 +218,10 @@ impl Matrix {
         if !self.codec.id().is_dense() {
             for block in dequantized.chunks_mut(BLOCK_COLS) {
                 let quantized = QuantizedBlock::of(block);
-                for (x, &code) in block.iter_mut().zip(&quantized.codes) {
-                    *x = f32::from(code) * quantized.scale;
+                let fine = Kernels::takes_fine(self.codec.id());
+                for (i, x) in block.iter_mut().enumerate() {
+                    let rest = if fine { f32::from(quantized.fine[i]) / 254.0 } else { 0.0 };
+                    *x = (f32::from(quantized.codes[i]) + rest) * quantized.scale;
                 }
             }
         }
@@ -247,9 +253,7 @@ pub(crate) fn random_row(codec: &Codec, cols: usize, rng: &mut Rng) -> Quantized
     QuantizedRow {
         row_scale: bf16::from_f32(rng.unit() * 0.01),
         // One block in eight is zero; in q4 the top bit selects the shifted table.
-        block_scales: (0..blocks)
-            .map(|_| if rng.below(8) == 0 { 0 } else { rng.byte() })
-            .collect(),
+        block_scales: (0..blocks).map(|_| if rng.below(8) == 0 { 0 } else { rng.byte() }).collect(),
         codes: (0..blocks * BLOCK_COLS).map(|_| rng.byte() & mask).collect(),
     }
 }
@@ -259,6 +263,8 @@ pub(crate) struct QuantizedBlock {
     pub(crate) codes: Vec<i8>,
     pub(crate) scale: f32,
     pub(crate) sum: i32,
+    pub(crate) fine: Vec<i8>,
+    pub(crate) fine_sum: i32,
 }
 
 impl QuantizedBlock {
@@ -268,10 +274,13 @@ impl QuantizedBlock {
             std::array::from_fn(|i| x.get(i).copied().unwrap_or_default());
         let absmax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let inverse = if absmax > TINY { 127.0 / absmax } else { 0.0 };
-        let code = |x: &f32| (x * inverse).clamp(-127.0, 127.0).round_ties_even() as i8;
-        let codes: Vec<i8> = block.iter().map(code).collect();
-        let sum = codes.iter().map(|&c| i32::from(c)).sum();
-        Self { codes, scale: absmax / 127.0, sum }
+        let code = |x: f32| x.clamp(-127.0, 127.0).round_ties_even() as i8;
+        let codes: Vec<i8> = block.iter().map(|x| code(x * inverse)).collect();
+        let rest = block.iter().zip(&codes).map(|(x, &c)| (x * inverse - f32::from(c)) * 254.0);
+        let fine: Vec<i8> = rest.map(code).collect();
+        let total = |codes: &[i8]| codes.iter().map(|&c| i32::from(c)).sum();
+        let (sum, fine_sum) = (total(&codes), total(&fine));
+        Self { codes, scale: absmax / 127.0, sum, fine, fine_sum }
     }
 }
 
@@ -308,7 +317,7 @@ pub(crate) fn prepare(
         if codec.id().is_dense() {
             kernels.interleave(x, buffer, token);
         } else {
-            kernels.quantize(x, buffer, token);
+            kernels.quantize(x, buffer, token, Kernels::takes_fine(codec.id()));
         }
     };
     xs.chunks(size)

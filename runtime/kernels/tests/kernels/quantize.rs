@@ -3,9 +3,7 @@
 use gristmill_formats::codec::{BLOCK_COLS, Codec};
 use gristmill_kernels::{ActBuffer, GROUP};
 
-use crate::oracle::{
-    QuantizedBlock, Rng, Width, all_kernels, padded, padded_tokens, prepare,
-};
+use crate::oracle::{QuantizedBlock, Rng, Width, all_kernels, padded, padded_tokens, prepare};
 
 #[test]
 fn codes_scale_and_sum_match_the_definition() {
@@ -18,9 +16,13 @@ fn codes_scale_and_sum_match_the_definition() {
                 let alone = prepare(kernels, &Codec::Q8, &xs[t..=t], cols, Width::One);
                 for (b, block) in x.chunks(BLOCK_COLS).enumerate() {
                     let want = QuantizedBlock::of(block);
+                    let fine = (want.fine, want.fine_sum);
                     let want = (want.codes, want.scale, want.sum);
-                    assert_eq!(groups[t / GROUP].block(t % GROUP, b), want, "token {t} in a group");
+                    let group = &groups[t / GROUP];
+                    assert_eq!(group.block(t % GROUP, b), want, "token {t} in a group");
+                    assert_eq!(group.fine_block(t % GROUP, b), fine, "token {t} in a group");
                     assert_eq!(alone[0].block(0, b), want, "token {t} alone");
+                    assert_eq!(alone[0].fine_block(0, b), fine, "token {t} alone");
                 }
             }
         }
@@ -35,12 +37,29 @@ fn a_value_is_off_by_at_most_half_a_step() {
             let x: Vec<f32> = rng.vector(BLOCK_COLS).iter().map(|v| v * magnitude).collect();
             let mut act = ActBuffer::new(1, BLOCK_COLS);
             act.set_cols(BLOCK_COLS);
-            kernels.quantize(&x, &mut act, 0);
+            kernels.quantize(&x, &mut act, 0, false);
             let (codes, scale, _) = act.block(0, 0);
             for (x, code) in x.iter().zip(codes) {
                 let error = (f64::from(*x) - f64::from(code) * f64::from(scale)).abs();
                 assert!(error <= 0.5001 * f64::from(scale), "{x:e} became {code} * {scale:e}");
             }
+        }
+    }
+}
+
+#[test]
+fn the_fine_plane_leaves_at_most_half_of_its_own_step() {
+    let mut rng = Rng::new(22);
+    for kernels in all_kernels() {
+        let x = rng.vector(BLOCK_COLS);
+        let mut act = ActBuffer::new(1, BLOCK_COLS);
+        act.set_cols(BLOCK_COLS);
+        kernels.quantize(&x, &mut act, 0, true);
+        let ((codes, scale, _), (fine, _)) = (act.block(0, 0), act.fine_block(0, 0));
+        for (i, x) in x.iter().enumerate() {
+            let value = (f64::from(codes[i]) + f64::from(fine[i]) / 254.0) * f64::from(scale);
+            let error = (f64::from(*x) - value).abs();
+            assert!(error <= 0.51 / 254.0 * f64::from(scale), "{x} became {value}");
         }
     }
 }
@@ -55,7 +74,7 @@ fn ties_go_to_the_even_code() {
     for kernels in all_kernels() {
         let mut act = ActBuffer::new(1, BLOCK_COLS);
         act.set_cols(BLOCK_COLS);
-        kernels.quantize(&x, &mut act, 0);
+        kernels.quantize(&x, &mut act, 0, false);
         let (codes, scale, _) = act.block(0, 0);
         assert_eq!(scale, 1.0);
         assert!(codes[1..].iter().all(|c| c % 2 == 0), "{codes:?}");
@@ -79,7 +98,7 @@ fn codes_never_reach_minus_128_whatever_comes_in() {
                 .collect();
             let mut act = ActBuffer::new(1, BLOCK_COLS);
             act.set_cols(BLOCK_COLS);
-            kernels.quantize(&x, &mut act, 0);
+            kernels.quantize(&x, &mut act, 0, false);
             let (codes, _, sum) = act.block(0, 0);
             assert!(codes.iter().all(|&c| c >= -127), "round {round}: {x:?} became {codes:?}");
             assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
@@ -93,7 +112,7 @@ fn zeros_stay_zero_beside_values_too_small_to_scale() {
     for kernels in all_kernels() {
         let mut act = ActBuffer::new(1, BLOCK_COLS);
         act.set_cols(6);
-        kernels.quantize(&x, &mut act, 0);
+        kernels.quantize(&x, &mut act, 0, false);
         let (codes, scale, sum) = act.block(0, 0);
         assert_eq!((codes, sum), (vec![0; BLOCK_COLS], 0));
         assert!(scale.is_finite());
@@ -107,10 +126,12 @@ fn classes_quantize_alike() {
     let blocks = |kernels| {
         let groups = prepare(kernels, &Codec::Q8, &xs, 640, Width::Groups);
         let all = groups.iter().flat_map(|g| {
-            (0..GROUP).flat_map(move |t| (0..20).map(move |b| {
-                let (codes, scale, sum) = g.block(t, b);
-                (codes, scale.to_bits(), sum)
-            }))
+            (0..GROUP).flat_map(move |t| {
+                (0..20).map(move |b| {
+                    let (codes, scale, sum) = g.block(t, b);
+                    (codes, scale.to_bits(), sum)
+                })
+            })
         });
         all.collect::<Vec<_>>()
     };

@@ -1,0 +1,188 @@
+//! The result of a speed measurement.
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Host, Memory};
+use crate::table::{Table, mebibytes, number, percent};
+
+/// Percentiles by nearest rank.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: f64,
+    /// 95th percentile.
+    pub p95: f64,
+}
+
+/// Which kernel multiplies the matrices of a codec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelReport {
+    /// Codec.
+    pub codec: String,
+    /// Kernel for one token.
+    pub decode: String,
+    /// Kernel for prompts.
+    pub prefill: String,
+}
+
+/// Speed with one number of threads. Rates are medians over the repeats.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchRow {
+    /// Threads.
+    pub threads: usize,
+    /// Tokens generated per second after the first.
+    pub decode_tok_s: f64,
+    /// The same for each repeat.
+    pub decode_tok_s_by_repeat: Vec<f64>,
+    /// Tokens of the prompt processed per second.
+    pub prefill_tok_s: f64,
+    /// The same for each repeat.
+    pub prefill_tok_s_by_repeat: Vec<f64>,
+    /// From a prompt's tokens to the first generated one: prefill and greedy sampling, in a process
+    /// that is warm; tokenizing and detokenizing are not in it.
+    pub ttft_ms: Percentiles,
+    /// Time of each following token (decoding and greedy sampling), pooled over the repeats.
+    pub tpot_ms: Percentiles,
+    /// Bytes that decoding a token reads: the sum of the next two.
+    pub bytes_per_token: u64,
+    /// Of weights.
+    pub weight_bytes_per_token: u64,
+    /// Of keys and values, at the mean depth of the generated tokens.
+    pub kv_bytes_per_token: u64,
+    /// `bytes_per_token` times `decode_tok_s`.
+    pub achieved_gb_s: f64,
+    /// Read bandwidth of memory with as many threads, probed before and after each repeat; median.
+    pub bandwidth_gb_s: f64,
+    /// Read bandwidth over the model's own weights, probed alike: the ceiling of a model that fits a
+    /// cache.
+    pub bandwidth_model_sized_gb_s: f64,
+    /// `achieved_gb_s` over `bandwidth_gb_s`; above 1 when weights stay in a cache.
+    pub share_of_bandwidth: f64,
+    /// `achieved_gb_s` over `bandwidth_model_sized_gb_s`.
+    pub share_of_model_sized_bandwidth: f64,
+    /// What the roofline allows: `bandwidth_model_sized_gb_s` over `bytes_per_token`.
+    pub predicted_decode_tok_s: f64,
+}
+
+/// Speed and memory of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchReport {
+    /// [`crate::SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// One row per number of threads, in the order asked for.
+    pub rows: Vec<BenchRow>,
+    /// Opening and binding the model, for the first time in this process. The system's file cache may
+    /// have been warm.
+    pub load_ms: f64,
+    /// The same again, median.
+    pub load_warm_ms: f64,
+    /// Memory before the bandwidth probe took its own: the most over the numbers of threads.
+    pub memory: Memory,
+    /// Instruction-set class.
+    pub isa: String,
+    /// Kernels that ran.
+    pub kernels: Vec<KernelReport>,
+    /// Element type of the key/value cache.
+    pub kv: String,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens generated after the first.
+    pub r#gen: usize,
+    /// Tokens already in the context before the prompt.
+    pub depth: usize,
+    /// Repeats of each row.
+    pub repeat: usize,
+    /// Size of the memory probe's buffer.
+    pub probe_bytes: u64,
+    /// Part of that buffer in huge pages; a mapped model has none. Null where it cannot be read.
+    pub probe_huge_page_bytes: Option<u64>,
+    /// The importer's name of the architecture.
+    pub architecture: String,
+    /// Parameters.
+    pub parameters: u64,
+    /// Digest that identifies the model.
+    pub fingerprint: String,
+    /// Codecs of its matrices.
+    pub codecs: Vec<String>,
+    /// Bytes on disk.
+    pub file_bytes: u64,
+    /// Bits per weight, everything on disk counted.
+    pub bits_per_weight: f64,
+    /// What the numbers mean, in words.
+    pub method: String,
+    /// Why the numbers should not be compared with others, if so.
+    pub warnings: Vec<String>,
+    /// Duration.
+    pub seconds: f64,
+    /// When it ended, in seconds since 1970.
+    pub unix_time_s: u64,
+    /// The machine.
+    pub host: Host,
+}
+
+impl BenchReport {
+    /// The report as a Markdown table with lines on its circumstances.
+    pub fn table(&self) -> String {
+        let mut table = Table::new(&[
+            "threads",
+            "prefill tok/s",
+            "TTFT p50/p95 ms",
+            "decode tok/s",
+            "TPOT p50/p95 ms",
+            "MB/token",
+            "GB/s",
+            "of memory",
+            "of model-sized",
+            "roofline tok/s",
+        ]);
+        let pair = |p: Percentiles| format!("{} / {}", number(p.p50), number(p.p95));
+        for row in &self.rows {
+            table.row(vec![
+                row.threads.to_string(),
+                number(row.prefill_tok_s),
+                pair(row.ttft_ms),
+                number(row.decode_tok_s),
+                pair(row.tpot_ms),
+                number(row.bytes_per_token as f64 / 1e6),
+                number(row.achieved_gb_s),
+                format!("{} of {}", percent(row.share_of_bandwidth), number(row.bandwidth_gb_s)),
+                format!(
+                    "{} of {}",
+                    percent(row.share_of_model_sized_bandwidth),
+                    number(row.bandwidth_model_sized_gb_s)
+                ),
+                number(row.predicted_decode_tok_s),
+            ]);
+        }
+        let memory = |bytes: Option<u64>| {
+            bytes.map_or_else(|| "unknown".into(), |b| format!("{} MiB", mebibytes(b)))
+        };
+        let mut out = format!(
+            "{}\nprompt {}, {} generated, depth {}, {} repeats; {:.3} bits per weight, {:.1} MB, {}; KV {}\n\
+             load {} ms (again {} ms); memory {} anonymous, {} mapped\n{}\n",
+            table.render(),
+            self.prompt,
+            self.r#gen,
+            self.depth,
+            self.repeat,
+            self.bits_per_weight,
+            self.file_bytes as f64 / 1e6,
+            self.codecs.join("+"),
+            self.kv,
+            number(self.load_ms),
+            number(self.load_warm_ms),
+            memory(self.memory.anonymous_peak_bytes),
+            memory(self.memory.file_peak_bytes),
+            self.host.line(),
+        );
+        if self.rows.iter().any(|row| row.share_of_bandwidth > 1.0) {
+            out.push_str("above 100 % of memory: weights stay in a cache between tokens\n");
+        }
+        for warning in &self.warnings {
+            out.push_str("warning: ");
+            out.push_str(warning);
+            out.push('\n');
+        }
+        out
+    }
+}

@@ -1,0 +1,62 @@
+//! What reports say about a model.
+
+use gristmill_formats::model::Mixer;
+use gristmill_runtime::{KvType, Model};
+
+/// The part of a report that identifies a model.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ModelFacts {
+    pub(crate) architecture: String,
+    pub(crate) parameters: u64,
+    pub(crate) fingerprint: String,
+    pub(crate) codecs: Vec<String>,
+    pub(crate) file_bytes: u64,
+    pub(crate) bits_per_weight: f64,
+}
+
+impl ModelFacts {
+    pub(crate) fn of(model: &Model) -> Self {
+        let parameters = model.spec().parameter_count();
+        let file_bytes = model.source().file_bytes();
+        Self {
+            architecture: model.spec().architecture.clone(),
+            parameters,
+            fingerprint: model.source().fingerprint(),
+            codecs: model.codecs().iter().map(|c| c.name().to_string()).collect(),
+            file_bytes,
+            bits_per_weight: file_bytes as f64 * 8.0 / parameters as f64,
+        }
+    }
+}
+
+/// Bytes of keys and values that one token at position `position` reads, its own included.
+pub(crate) fn kv_bytes_read(model: &Model, kv: KvType, position: u64) -> u64 {
+    attention_blocks(model)
+        .map(|(window, kv_heads, width)| {
+            let positions = window.map_or(position + 1, |w| w.min(position + 1));
+            positions * kv_position_bytes(kv, kv_heads, width)
+        })
+        .sum()
+}
+
+/// Bytes of one position's keys and values in one layer.
+fn kv_position_bytes(kv: KvType, kv_heads: u64, width: u64) -> u64 {
+    match kv {
+        KvType::F32 => 8 * width,
+        KvType::F16 => 4 * width,
+        // A scale for the key and one for the value of each head.
+        KvType::Int8 => 2 * width + 8 * kv_heads,
+    }
+}
+
+/// Window, key/value heads and their joint width of each attention block.
+fn attention_blocks(model: &Model) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
+    let blocks = model.spec().layers.iter().flat_map(|l| &l.blocks);
+    blocks.filter_map(|block| match &block.mixer {
+        Mixer::Attention(a) => {
+            let window = a.window.map(u64::from);
+            Some((window, u64::from(a.kv_heads), u64::from(a.kv_width())))
+        }
+        Mixer::Mlp(_) => None,
+    })
+}

@@ -1,0 +1,388 @@
+//! The arguments, as users type them. See `verbs` for what they do.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use gristmill_eval::Protocol;
+use gristmill_quantize::Method;
+use gristmill_runtime::text::SamplerConfig;
+use gristmill_runtime::{EngineConfig, KvType};
+
+use crate::knobs;
+
+const MODEL_HELP: &str =
+    "A .grist file, a Hugging Face directory, or org/name[@revision] in the hub cache";
+
+/// Quantize Hugging Face models to one packed file, run it, and measure what the packing cost.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gristmill",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Start with `gristmill demo`. MODEL is a .grist file, a Hugging Face directory, or \
+                  org/name[@revision] in the hub cache.\nExit codes: 0 done, 1 failed, 2 wrong usage, \
+                  3 a check failed, 130 interrupted.",
+    after_long_help = long_help()
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+
+    /// Print one JSON document instead of text
+    #[arg(long, global = true, display_order = 100)]
+    pub(crate) json: bool,
+}
+
+fn long_help() -> String {
+    format!(
+        "Start with `gristmill demo`. MODEL is a .grist file, a Hugging Face directory, or \
+         org/name[@revision] in the hub cache.\n\nExit codes: 0 done, 1 failed, 2 wrong usage, \
+         3 a check failed, 130 interrupted.\n\n{}",
+        knobs::help()
+    )
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Demo(DemoArgs),
+    Quantize(QuantizeArgs),
+    Run(RunArgs),
+    Chat(ChatArgs),
+    Eval(EvalArgs),
+    Bench(BenchArgs),
+    Inspect(InspectArgs),
+    Verify(VerifyArgs),
+}
+
+/// Show everything on a small built-in model: quantize, verify, measure, generate
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gristmill demo --out demo")]
+pub(crate) struct DemoArgs {
+    /// Keep the checkpoint, the packed files and report.json in this directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// Pack a model into one .grist file
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    gristmill quantize ./SmolLM2-135M -o smol-q4.grist\n  \
+    gristmill quantize org/name -o m.grist --codec '^embed$=q8' --measure heldout.txt\n  \
+    gristmill quantize ./SmolLM2-135M --dry-run --json")]
+pub(crate) struct QuantizeArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// File to write; it appears complete or not at all
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(required_unless_present = "dry_run")]
+    pub(crate) output: Option<PathBuf>,
+    /// Bits per weight of the matrices: 4 (q4), 8 (q8), 16 (bf16) or 32 (f32)
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) bits: u32,
+    /// Codec of the tensors whose name matches: f32, bf16, f16, q8, q4; the first match counts
+    #[arg(long = "codec", value_name = "REGEX=ID")]
+    pub(crate) codecs: Vec<String>,
+    /// How weights are rounded
+    #[arg(long, value_name = "NAME", default_value = Method::default().name())]
+    #[arg(value_parser = method_parser())]
+    pub(crate) method: Method,
+    /// Write what was done to every tensor, as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) report: Option<PathBuf>,
+    /// Measure PPL and KLD against MODEL on this text (up to 40 windows of 512 tokens) and store them
+    #[arg(long, value_name = "TEXT_FILE", conflicts_with = "dry_run")]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) measure: Option<PathBuf>,
+    /// Only say how large the file would be
+    #[arg(long, conflicts_with = "report")]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+}
+
+/// Continue a text
+#[derive(Debug, Args)]
+#[command(after_help = "The continuation alone goes to standard output. Without --seed every run \
+    differs; --temp 0 always takes the likeliest token.\n\nExamples:\n  \
+    gristmill run m.grist -p 'Once upon a time' -n 64\n  \
+    gristmill run m.grist -f prompt.txt --temp 0 --raw --stats\n  \
+    echo 'Name three rivers.' | gristmill run m.grist --system 'Be brief.' --json")]
+pub(crate) struct RunArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// The prompt; without -p and -f it is read from standard input
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// File with the prompt
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Apply no chat template, even if the model has one
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+    /// System message for the chat template
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Stop before this text; may be repeated
+    #[arg(long, value_name = "STRING", value_parser = non_empty)]
+    pub(crate) stop: Vec<String>,
+    /// Print speeds on standard error
+    #[arg(long)]
+    pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// Talk with a model
+#[derive(Debug, Args)]
+#[command(after_help = "One line is one message; /reset forgets the conversation, /exit ends it. \
+    Ctrl-C stops a reply.\n\nExamples:\n  gristmill chat m.grist\n  \
+    printf 'Hi!\\nWhat did I say?\\n' | gristmill chat m.grist --temp 0")]
+pub(crate) struct ChatArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// Most tokens of one reply
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    pub(crate) max_tokens: usize,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Print speeds on standard error
+    #[arg(long)]
+    pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// Measure perplexity, and divergence from a reference
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Protocol chunk is llama.cpp's (second half of each window counts), window is \
+    that of Hugging Face and GPTQ.\n\nExamples:\n  \
+    gristmill eval m.grist --text heldout.txt\n  \
+    gristmill eval m.grist --text heldout.txt --reference ./checkpoint --max-kld 0.05"
+)]
+pub(crate) struct EvalArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// UTF-8 text to score, read as it is
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) text: PathBuf,
+    /// Which predictions count
+    #[arg(long, value_name = "NAME", default_value = Protocol::Chunk.name())]
+    #[arg(value_parser = protocol_parser())]
+    pub(crate) protocol: Protocol,
+    /// Tokens of a window [default: 512 for chunk, 2048 for window, the model's limit if that is less]
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+    /// Windows from the start of the text [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<usize>,
+    /// Model to compare with, usually the original checkpoint
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) reference: Option<String>,
+    /// Element type of the key/value cache; the reference has f16, or f32 if this is f32
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
+    pub(crate) kv: KvType,
+    /// Exit with 3 when the perplexity is above this
+    #[arg(long, value_name = "X")]
+    pub(crate) max_ppl: Option<f64>,
+    /// Exit with 3 when the mean divergence from the reference is above this
+    #[arg(long, value_name = "X", requires = "reference")]
+    pub(crate) max_kld: Option<f64>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+}
+
+/// Measure speed beside the memory bandwidth that bounds it
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gristmill bench m.grist --threads 1,2 --json")]
+pub(crate) struct BenchArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// Numbers of threads to measure [default: all cores]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads_parser())]
+    pub(crate) threads: Vec<u64>,
+    /// Tokens of the prompt [default: 512, or what the model takes]
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt: Option<usize>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) r#gen: usize,
+    /// Tokens in the context before the prompt
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: usize,
+    /// Repeats of each measurement
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) repeat: usize,
+    /// Element type of the key/value cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
+    pub(crate) kv: KvType,
+}
+
+/// Say what is in a packed file or a checkpoint
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gristmill inspect m.grist --tensors")]
+pub(crate) struct InspectArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// List the tensors
+    #[arg(long)]
+    pub(crate) tensors: bool,
+}
+
+/// Check every byte of a packed file; exit with 3 when something is damaged
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gristmill verify m.grist || echo damaged")]
+pub(crate) struct VerifyArgs {
+    /// A .grist file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+}
+
+/// How the next token is chosen. What is not given is as the model's generation_config.json says.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (default: as the model asks)")]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token
+    #[arg(long, value_name = "X")]
+    pub(crate) temp: Option<f32>,
+    /// Keep the K likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<u32>,
+    /// Keep the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Drop tokens less likely than this share of the likeliest
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens already seen by this
+    #[arg(long, value_name = "X")]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Seed of the draws [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The flags over what the model asks for. `fallback_seed` is used when no flag gives one.
+    pub(crate) fn apply(&self, mut config: SamplerConfig, fallback_seed: u64) -> SamplerConfig {
+        // A model whose default is greedy was made to be sampled when the user asks for it: the other
+        // values are then those of sampling.
+        let samples = self.temp.is_some_and(|temp| temp > 0.0);
+        if config.is_greedy() && samples {
+            let penalty = config.repetition_penalty;
+            config = SamplerConfig { repetition_penalty: penalty, ..SamplerConfig::default() };
+        }
+        config.temperature = self.temp.unwrap_or(config.temperature);
+        config.top_k = self.top_k.unwrap_or(config.top_k);
+        config.top_p = self.top_p.unwrap_or(config.top_p);
+        config.min_p = self.min_p.unwrap_or(config.min_p);
+        config.repetition_penalty = self.repeat_penalty.unwrap_or(config.repetition_penalty);
+        config.seed = self.seed.unwrap_or(fallback_seed);
+        config
+    }
+}
+
+/// How the model is run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct EngineArgs {
+    /// Tokens that prompt and reply may have together [default: the model's limit, at most 4096]
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+    /// Element type of the key/value cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
+    pub(crate) kv: KvType,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+}
+
+/// Threads to use.
+#[derive(Debug, Args)]
+pub(crate) struct ThreadsArg {
+    /// Threads; results do not depend on them [default: all cores]
+    #[arg(long, value_name = "N", value_parser = threads_parser())]
+    threads: Option<u64>,
+}
+
+impl ThreadsArg {
+    /// The flag, else the environment, else nothing.
+    pub(crate) fn resolve(&self) -> anyhow::Result<Option<usize>> {
+        match self.threads {
+            Some(threads) => Ok(Some(threads as usize)),
+            None => knobs::threads(),
+        }
+    }
+}
+
+fn threads_parser() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=EngineConfig::MAX_THREADS as u64)
+}
+
+/// A parser of names, each of which `parse` understands.
+fn names<T: Clone + Send + Sync + 'static>(
+    all: impl IntoIterator<Item = (&'static str, T)>,
+) -> impl TypedValueParser<Value = T> {
+    let all: Vec<_> = all.into_iter().collect();
+    let possible = PossibleValuesParser::new(all.iter().map(|(name, _)| *name));
+    possible.try_map(move |given| {
+        let found = all.iter().find(|(name, _)| *name == given);
+        found.map(|(_, value)| value.clone()).ok_or("unknown")
+    })
+}
+
+fn kv_parser() -> impl TypedValueParser<Value = KvType> {
+    names(KvType::ALL.map(|kv| (kv.name(), kv)))
+}
+
+fn protocol_parser() -> impl TypedValueParser<Value = Protocol> {
+    names(Protocol::ALL.map(|protocol| (protocol.name(), protocol)))
+}
+
+fn method_parser() -> impl TypedValueParser<Value = Method> {
+    names(Method::ALL.map(|method| (method.name(), method)))
+}
+
+fn non_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it is empty".into()) } else { Ok(text.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_override_what_the_model_asks() {
+        let flags = |text: &str| {
+            let words = ["gristmill", "run", "m"].into_iter().chain(text.split_whitespace());
+            match Cli::try_parse_from(words).unwrap().verb {
+                Verb::Run(run) => run.sampling,
+                other => panic!("{other:?}"),
+            }
+        };
+        let asked = SamplerConfig { temperature: 0.6, top_p: 0.9, ..SamplerConfig::default() };
+        let config = flags("--top-k 7").apply(asked.clone(), 5);
+        assert_eq!((config.temperature, config.top_k, config.top_p), (0.6, 7, 0.9));
+        assert_eq!(config.seed, 5);
+        assert!(flags("--temp 0 --seed 9").apply(asked, 5).is_greedy());
+        let sampled = flags("--temp 0.7").apply(SamplerConfig::greedy(), 5);
+        assert_eq!((sampled.temperature, sampled.top_k), (0.7, SamplerConfig::default().top_k));
+    }
+}

@@ -1,0 +1,60 @@
+//! `bench`: speed and memory.
+
+use anyhow::Result;
+use gristmill_eval::{BenchConfig, BenchReport, bench};
+
+use super::Session;
+use crate::args::BenchArgs;
+use crate::error::Outcome;
+use crate::knobs;
+use crate::progress::TerminalProgress;
+use crate::render::{self, Render};
+use crate::source::Source;
+
+/// Tokens of the prompt when no flag says so.
+const DEFAULT_PROMPT: usize = 512;
+
+pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
+    let source = Source::open(&args.model)?;
+    let mut config = BenchConfig {
+        prompt: args.prompt.unwrap_or(DEFAULT_PROMPT),
+        r#gen: args.r#gen,
+        depth: args.depth,
+        repeat: args.repeat,
+        kv: args.kv,
+        isa: session.isa,
+        ..BenchConfig::default()
+    };
+    if args.prompt.is_none() {
+        let limit = source.model_source().spec().max_context as usize;
+        let room = limit.saturating_sub(args.r#gen).saturating_sub(args.depth).max(1);
+        if room < config.prompt {
+            config.prompt = room;
+            render::note(format_args!(
+                "note: a prompt of {room}, as the model takes {limit} tokens"
+            ));
+        }
+    }
+    if !args.threads.is_empty() {
+        config.threads = args.threads.iter().map(|&threads| threads as usize).collect();
+    } else if let Some(threads) = knobs::threads()? {
+        config.threads = vec![threads];
+    }
+    let path = source.path.clone();
+    drop(source);
+    let open = || {
+        let source = Source::open_path(&path);
+        source.and_then(|source| source.load()).map_err(|error| format!("{error:#}"))
+    };
+    let progress = TerminalProgress::new();
+    let report = bench(&open, &config, &progress)?;
+    drop(progress);
+    render::emit(&report, session.json)?;
+    Ok(Outcome::Done)
+}
+
+impl Render for BenchReport {
+    fn text(&self) -> String {
+        self.table()
+    }
+}

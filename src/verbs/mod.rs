@@ -1,0 +1,70 @@
+//! The verbs, one file each.
+
+mod bench;
+mod chat;
+mod demo;
+mod eval;
+mod inspect;
+mod quantize;
+mod run;
+mod verify;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use gristmill_runtime::{Engine, EngineConfig, Isa, Model};
+use std::sync::Arc;
+
+use crate::args::{Cli, EngineArgs, Verb};
+use crate::error::Outcome;
+use crate::{interrupt, knobs};
+
+/// What every verb is given.
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    /// Print JSON.
+    json: bool,
+    /// Instruction set, where the environment lowers it.
+    isa: Option<Isa>,
+}
+
+/// Does what the arguments say.
+pub(crate) fn run(cli: Cli) -> Result<Outcome> {
+    let session = Session { json: cli.json, isa: knobs::isa()? };
+    // Whoever inspects wants no cleaning up: there Ctrl-C ends the process as usual.
+    if !matches!(cli.verb, Verb::Inspect(_)) {
+        interrupt::install()?;
+    }
+    match cli.verb {
+        Verb::Demo(args) => demo::run(session, &args),
+        Verb::Quantize(args) => quantize::run(session, &args),
+        Verb::Run(args) => run::run(session, &args),
+        Verb::Chat(args) => chat::run(session, &args),
+        Verb::Eval(args) => eval::run(session, &args),
+        Verb::Bench(args) => bench::run(session, &args),
+        Verb::Inspect(args) => inspect::run(session, &args),
+        Verb::Verify(args) => verify::run(session, &args),
+    }
+}
+
+impl Session {
+    /// The engine that `run` and `chat` use.
+    fn engine(&self, model: Arc<Model>, args: &EngineArgs) -> Result<Engine> {
+        let config = EngineConfig {
+            threads: args.threads.resolve()?,
+            isa: self.isa,
+            context: args.ctx,
+            kv: args.kv,
+            ..EngineConfig::default()
+        };
+        Ok(Engine::new(model, &config)?)
+    }
+}
+
+/// A seed that differs from run to run. Small enough to be typed again.
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let mixed = (now as u64 ^ u64::from(std::process::id()).rotate_left(40))
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed >> 32
+}

@@ -1,0 +1,25 @@
+//! The program as its users meet it: every test runs the real binary.
+
+#![forbid(unsafe_code)]
+
+mod chat;
+mod demo;
+mod interruption;
+mod measurements;
+mod models;
+mod packing;
+mod support;
+mod texts;
+mod verification;
+
+/// Help texts and messages, word for word. `TRYCMD=overwrite cargo test --test cli words` renews them.
+#[test]
+fn words() {
+    trycmd::TestCases::new()
+        .default_bin_name("gristmill")
+        .env("COLUMNS", "100")
+        .env("HF_HUB_CACHE", "no-such-cache")
+        .env("GRISTMILL_THREADS", "")
+        .env("GRISTMILL_ISA", "")
+        .case("tests/cli/cases/*.trycmd");
+}

@@ -1,0 +1,126 @@
+//! `eval` and `bench`: fields that scripts depend on, and limits as exit codes.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{checkpoint, packed, run, scratch, str};
+
+/// The value at `a.b.c`.
+#[track_caller]
+fn number(document: &Value, path: &str) -> f64 {
+    let value = path.split('.').fold(document, |value, key| &value[key]);
+    value.as_f64().unwrap_or_else(|| panic!("{path} is {value}"))
+}
+
+#[test]
+fn eval_has_its_fields_and_keeps_to_limits() {
+    let text = checkpoint().join("heldout.txt");
+    let words = ["eval", str(packed()), "--text", str(&text), "--windows", "3", "--ctx", "128"];
+    let alone = run(&[words.as_slice(), &["--json"]].concat()).expect(0).json();
+    assert!(number(&alone, "ppl.value") > 1.0 && number(&alone, "ppl.stderr") > 0.0);
+    assert!(alone["kld"].is_null());
+    assert_eq!(alone["windows"], 3);
+    assert_eq!(alone["protocol"], "chunk");
+
+    let model = checkpoint();
+    let words = [words.as_slice(), &["--reference", str(&model)]].concat();
+    let limits = ["--max-ppl", "1000", "--max-kld", "10", "--json"];
+    let document = run(&[words.as_slice(), &limits].concat()).expect(0).json();
+    for field in ["kld.mean", "kld.p999", "same_top1", "file_bytes", "bits_per_weight", "ppl.value"]
+    {
+        assert!(number(&document, field) > 0.0, "{field}");
+    }
+    assert_eq!(document["kld"]["ci95"].as_array().unwrap().len(), 2);
+    assert_eq!(document["checks"].as_array().unwrap().len(), 2);
+    assert_eq!(number(&document, "ppl.value"), number(&alone, "ppl.value"));
+
+    let failed =
+        run(&[words.as_slice(), &["--max-kld", "1e-9", "--json"]].concat()).expect(3).json();
+    assert_eq!(failed["checks"][0]["passed"], false);
+    let failed = run(&[words.as_slice(), &["--max-ppl", "1"]].concat()).expect(3);
+    assert!(failed.stdout.contains("FAILED"), "{}", failed.stdout);
+}
+
+#[test]
+fn a_model_does_not_diverge_from_itself() {
+    let text = checkpoint().join("heldout.txt");
+    let document = run(&[
+        "eval",
+        str(packed()),
+        "--text",
+        str(&text),
+        "--windows",
+        "2",
+        "--protocol",
+        "window",
+        "--reference",
+        str(packed()),
+        "--max-kld",
+        "0",
+        "--json",
+    ])
+    .expect(0)
+    .json();
+    assert_eq!(number(&document, "kld.max"), 0.0);
+    assert_eq!(number(&document, "same_top1"), 1.0);
+    // The protocol's window of 2048 is cut to what the model takes.
+    assert_eq!(document["ctx"], 512);
+}
+
+#[test]
+fn texts_are_read_as_they_are() {
+    let directory = scratch();
+    let heldout = fs::read_to_string(checkpoint().join("heldout.txt")).unwrap();
+    let path = directory.path().join("text.txt");
+    let tokens = |text: &str| {
+        fs::write(&path, text).unwrap();
+        let words = ["eval", str(packed()), "--text", str(&path), "--windows", "1", "--json"];
+        number(&run(&words).expect(0).json(), "text_tokens")
+    };
+    let unix = &heldout[..8000];
+    assert!(tokens(&unix.replace('\n', "\r\n")) > tokens(unix));
+
+    fs::write(&path, b"caf\xe9").unwrap();
+    let said = run(&["eval", str(packed()), "--text", str(&path)]).expect(1);
+    assert!(said.stderr.contains("not UTF-8 at byte 3"), "{}", said.stderr);
+    fs::write(&path, "too short").unwrap();
+    let said = run(&["eval", str(packed()), "--text", str(&path)]).expect(1);
+    assert!(said.stderr.contains("--ctx"), "{}", said.stderr);
+}
+
+#[test]
+fn bench_has_its_fields() {
+    let words = ["--threads", "1,2", "--prompt", "32", "--gen", "8", "--repeat", "1", "--json"];
+    let document = run(&[["bench", str(packed())].as_slice(), &words].concat()).expect(0).json();
+    let rows = document["rows"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|row| &row["threads"]).collect::<Vec<_>>(), [1, 2]);
+    for row in rows {
+        for field in [
+            "decode_tok_s",
+            "prefill_tok_s",
+            "ttft_ms.p50",
+            "tpot_ms.p50",
+            "tpot_ms.p95",
+            "bytes_per_token",
+            "achieved_gb_s",
+            "bandwidth_gb_s",
+            "share_of_bandwidth",
+        ] {
+            assert!(number(row, field) > 0.0, "{field}");
+        }
+    }
+    for field in ["load_ms", "memory.anonymous_peak_bytes", "memory.file_peak_bytes"] {
+        assert!(number(&document, field) > 0.0, "{field}");
+    }
+    assert!(document["isa"].is_string());
+    assert_eq!(document["kernels"][0]["codec"], "q4");
+}
+
+#[test]
+fn the_usual_benchmark_fits_a_small_model() {
+    let said = run(&["bench", str(packed()), "--gen", "4", "--repeat", "1"]).expect(0);
+    assert!(said.stderr.contains("a prompt of 508"), "{}", said.stderr);
+    let words = ["bench", str(packed()), "--gen", "4", "--prompt", "512"];
+    assert!(run(&words).expect(1).stderr.contains("512"));
+}
