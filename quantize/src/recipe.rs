@@ -65,6 +65,15 @@ impl FromStr for Override {
     }
 }
 
+impl Override {
+    /// Whether it decides a tensor's codec. A block codec passes the vectors by that its pattern
+    /// matches, so that `mlp=q4` means the matrices.
+    fn applies_to(&self, tensor: &TensorSpec) -> bool {
+        let possible = self.codec.is_dense() || tensor.role != TensorRole::Vector;
+        possible && self.pattern.is_match(&tensor.name)
+    }
+}
+
 /// Which codec every tensor gets and how its weights are rounded.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -137,44 +146,43 @@ impl Recipe {
     /// The codec of every tensor of a model, in the order of [`ModelSpec::tensors`].
     ///
     /// # Errors
-    /// When an override matches no tensor or a vector would get a block codec.
+    /// When an override decides no tensor, or a vector would get a block codec.
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Vec<(TensorSpec, Codec)>> {
         let tensors = spec.tensors();
-        if let Some(unused) =
-            self.overrides.iter().find(|o| !tensors.iter().any(|t| o.pattern.is_match(&t.name)))
-        {
-            // From the middle of the list: its ends are the embedding and the last norm.
-            let matrices: Vec<_> =
-                tensors.iter().filter(|t| t.role == TensorRole::Linear).collect();
-            let examples: Vec<_> = matrices[matrices.len() / 2..]
-                .iter()
-                .take(EXAMPLE_NAMES)
-                .map(|t| format!("`{}`", t.name))
-                .collect();
-            return Err(QuantizeError::UnmatchedOverride {
-                pattern: unused.pattern.to_string(),
-                examples: examples.join(", "),
-            });
+        let unused = |o: &&Override| !tensors.iter().any(|t| o.applies_to(t));
+        if let Some(unused) = self.overrides.iter().find(unused) {
+            return Err(unused_override(unused, &tensors));
         }
         tensors.into_iter().map(|tensor| self.assign(tensor)).collect()
     }
 
     fn assign(&self, tensor: TensorSpec) -> Result<(TensorSpec, Codec)> {
         let vector = tensor.role == TensorRole::Vector;
-        let (id, pattern) = match self.overrides.iter().find(|o| o.pattern.is_match(&tensor.name)) {
-            Some(o) => (o.codec, o.pattern.as_str()),
-            None if vector => (self.vectors, "vectors"),
-            None => (self.default, "default"),
+        let id = match self.overrides.iter().find(|o| o.applies_to(&tensor)) {
+            Some(o) => o.codec,
+            None if vector => self.vectors,
+            None => self.default,
         };
         if vector && !id.is_dense() {
-            return Err(QuantizeError::VectorCodec {
-                pattern: pattern.into(),
-                tensor: tensor.name,
-                codec: id,
-            });
+            let (pattern, tensor) = ("vectors".into(), tensor.name);
+            return Err(QuantizeError::VectorCodec { pattern, tensor, codec: id });
         }
         Ok((tensor, self.codec(id)))
     }
+}
+
+/// Why an override decides nothing: it matches only vectors, or no tensor at all.
+fn unused_override(unused: &Override, tensors: &[TensorSpec]) -> QuantizeError {
+    let pattern = unused.pattern.to_string();
+    if let Some(vector) = tensors.iter().find(|t| unused.pattern.is_match(&t.name)) {
+        let (tensor, codec) = (vector.name.clone(), unused.codec);
+        return QuantizeError::VectorCodec { pattern, tensor, codec };
+    }
+    // From the middle of the list: its ends are the embedding and the last norm.
+    let matrices: Vec<_> = tensors.iter().filter(|t| t.role == TensorRole::Linear).collect();
+    let examples = matrices[matrices.len() / 2..].iter().take(EXAMPLE_NAMES);
+    let examples: Vec<_> = examples.map(|t| format!("`{}`", t.name)).collect();
+    QuantizeError::UnmatchedOverride { pattern, examples: examples.join(", ") }
 }
 
 /// Everything needed to do it again, e.g. `rtn q4 grid=iq4-nl vectors=f32 codec:^embed$=q8`.

@@ -44,13 +44,26 @@ fn the_grid_is_the_recipes() {
 }
 
 #[test]
+fn a_block_codec_passes_the_vectors_by_that_its_pattern_matches() {
+    let recipe = q4().with_override("attn=q8").expect("a valid pattern");
+    for (tensor, codec) in recipe.resolve(&spec(true)).expect("codecs") {
+        let expected = match tensor.name.as_str() {
+            name if name.contains("norm") || name.contains("bias") => CodecId::F32,
+            name if name.contains("attn") => CodecId::Q8,
+            _ => CodecId::Q4,
+        };
+        assert_eq!(codec.id(), expected, "{}", tensor.name);
+    }
+}
+
+#[test]
 fn overrides_that_cannot_be_meant_are_errors() {
     let unmatched = q4().with_override("atn=q8").expect("a valid pattern");
     let error = plan(&spec(true), &unmatched).expect_err("no tensor is called atn");
     assert!(matches!(error, QuantizeError::UnmatchedOverride { .. }));
     assert!(error.to_string().contains("`layers.1.attn.q`"), "{error}");
 
-    let vector = q4().with_override("attn=q8").expect("a valid pattern");
+    let vector = q4().with_override("attn.norm=q8").expect("a valid pattern");
     let error = plan(&spec(true), &vector).expect_err("a norm cannot be q8");
     assert!(matches!(&error, QuantizeError::VectorCodec { tensor, codec: CodecId::Q8, .. }
         if tensor == "layers.0.attn.norm"));
