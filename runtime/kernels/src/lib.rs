@@ -1,6 +1,6 @@
 //! The SIMD code of gristmill.
 //!
-//! Each kernel is written once, generic over [`simd::Simd`] (16 lanes of f32 and i32, 64 bytes), and
+//! Each kernel is written once, generic over the trait `simd::Simd` (16 lanes of f32 and i32, 64 bytes), and
 //! compiled once per instruction-set class; `arch` holds only the primitives. All classes perform the
 //! same operations in the same order, so results do not depend on the class, and they depend neither
 //! on how rows are shared among threads nor on how many tokens are computed at once:

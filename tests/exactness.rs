@@ -1,0 +1,85 @@
+//! Invariant 4 on the path that users run: a packed file gives the same logits, bit for bit, for any
+//! threads and chunks and on every instruction set.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gristmill_convert::HfCheckpoint;
+use gristmill_formats::Silent;
+use gristmill_formats::container::PackedFile;
+use gristmill_formats::source::ModelSource;
+use gristmill_quantize::{Metadata, Recipe, quantize};
+use gristmill_runtime::{Engine, EngineConfig, Isa, KvType, Model};
+
+fn checkpoint() -> HfCheckpoint {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/tiny-shakespeare");
+    HfCheckpoint::open(&path).expect("the checkpoint opens")
+}
+
+fn pack(recipe: &Recipe, directory: &Path) -> PathBuf {
+    let path = directory.join("model.grist");
+    quantize(&checkpoint(), recipe, &path, &Metadata::default(), &Silent).expect("it packs");
+    path
+}
+
+fn load(source: impl ModelSource + 'static) -> Arc<Model> {
+    Arc::new(Model::load(Arc::new(source)).expect("the model loads"))
+}
+
+/// Logits of the last `count` of some tokens: all but the last ten as a prompt, then one by one.
+fn logits(model: &Arc<Model>, threads: usize, chunk: usize, isa: Isa, kv: KvType) -> Vec<f32> {
+    let tokens: Vec<u32> = (0..70u32).map(|i| (i * 389 + 17) % 1024).collect();
+    let config = EngineConfig { threads: Some(threads), isa: Some(isa), context: None, kv, chunk };
+    let mut engine = Engine::new(Arc::clone(model), &config).expect("the engine builds");
+    let (prompt, rest) = tokens.split_at(60);
+    let mut rows = Vec::new();
+    engine.score(prompt, 0, |_, logits| rows.extend_from_slice(logits)).expect("the prompt runs");
+    for &token in rest {
+        rows.extend_from_slice(engine.decode(token).expect("a token runs"));
+    }
+    rows
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn packed_files_give_the_same_bits_for_any_threads_chunks_and_instruction_set() {
+    let mixed = |text: &str| {
+        Recipe::for_bits(4).and_then(|r| r.with_override(text)).expect("a recipe of two codecs")
+    };
+    let recipes = [
+        Recipe::for_bits(4).expect("a recipe"),
+        Recipe::for_bits(8).expect("a recipe"),
+        mixed("embed|attn.v|mlp.up=q8"),
+        mixed("attn=bf16"),
+    ];
+    for recipe in recipes {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = PackedFile::open(&pack(&recipe, directory.path())).expect("the file opens");
+        let model = load(file);
+        for kv in [KvType::F16, KvType::Int8] {
+            let expected = bits(&logits(&model, 1, 512, Isa::detect(), kv));
+            let splits = [(1, 1), (2, 1), (3, 1), (2, 512), (3, 7), (2, 16), (3, 4)];
+            for (threads, chunk) in splits {
+                let same = bits(&logits(&model, threads, chunk, Isa::detect(), kv)) == expected;
+                assert!(same, "{recipe} {kv:?}: {threads} threads, chunks of {chunk}");
+            }
+            for isa in Isa::available() {
+                let same = bits(&logits(&model, 2, 32, isa, kv)) == expected;
+                assert!(same, "{recipe} {kv:?} on {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_and_its_lossless_copy_give_the_same_bits() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = pack(&Recipe::for_bits(16).expect("a recipe"), directory.path());
+    let packed = load(PackedFile::open(&path).expect("the file opens"));
+    let isa = Isa::detect();
+    let expected = bits(&logits(&load(checkpoint()), 2, 512, isa, KvType::F16));
+    assert!(bits(&logits(&packed, 2, 512, isa, KvType::F16)) == expected);
+}
