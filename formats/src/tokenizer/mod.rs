@@ -15,7 +15,7 @@
 //! | 1 | 1 | method: 0 stored, 1 brotli (RFC 7932, windows up to 16 MiB, not the large-window extension) |
 //! | 2 | 2 | zero |
 //! | 4 | 32 | BLAKE3 of the original `tokenizer.json` |
-//! | 36 | 4 | length of the body after decompression, at most 4096 times the stream's own |
+//! | 36 | 4 | length of the body after decompression, at most 64 times the stream's own |
 //! | 40 | rest | the body, stored or as one brotli stream that ends with the section |
 //!
 //! The body:

@@ -14,7 +14,7 @@ const HEADER_BYTES: usize = 40;
 const BODY_HEADER_BYTES: usize = 20;
 const MERGE_BYTES: usize = 6;
 /// Most that decompression may multiply a stream's length by.
-const MAX_EXPANSION: usize = 4096;
+const MAX_EXPANSION: usize = 64;
 /// Most bytes of token text for a byte of body.
 const MAX_TEXT_PER_BODY_BYTE: usize = 16;
 /// Log2 of brotli's largest standard window.

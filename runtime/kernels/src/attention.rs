@@ -59,21 +59,43 @@ impl std::str::FromStr for KvType {
     }
 }
 
-/// One cache line: storage that is aligned for vector loads.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-#[allow(dead_code, reason = "only its size and alignment matter")]
-struct Line([u8; 64]);
+/// Zeroed bytes whose use begins on a cache line. They come from the allocator as zero pages, so a
+/// context costs memory only as far as it is filled; that rules out an allocation with an alignment of
+/// its own, which would be written to be zeroed. Not `Clone`: a copy would begin elsewhere.
+#[derive(Debug)]
+struct Storage(Vec<u8>);
+
+impl Storage {
+    const ALIGN: usize = 64;
+
+    fn new(bytes: usize) -> Self {
+        let bytes = bytes.checked_add(Self::ALIGN).expect("a cache within the address space");
+        Self(vec![0; bytes])
+    }
+
+    fn start(&self) -> usize {
+        self.0.as_ptr().align_offset(Self::ALIGN)
+    }
+
+    fn as_ptr(&self) -> *const u8 {
+        self.0[self.start()..].as_ptr()
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        let start = self.start();
+        self.0[start..].as_mut_ptr()
+    }
+}
 
 /// Keys and values of one head of one layer: a ring of positions.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KvHead {
     kind: KvType,
     head_dim: usize,
     /// Positions the ring holds: a multiple of 16.
     capacity: usize,
-    keys: Vec<Line>,
-    values: Vec<Line>,
+    keys: Storage,
+    values: Storage,
     key_scales: Vec<f32>,
     value_scales: Vec<f32>,
 }
@@ -85,18 +107,18 @@ impl KvHead {
     /// When the size overflows.
     pub fn new(kind: KvType, head_dim: usize, positions: usize) -> Self {
         let capacity = positions.next_multiple_of(POSITIONS_PER_BLOCK);
-        let lines = |width: usize| {
-            let bytes =
-                capacity.checked_mul(width).and_then(|n| n.checked_mul(kind.element_bytes()));
-            vec![Line([0; 64]); bytes.expect("a cache within the address space").div_ceil(64)]
+        let storage = |width: usize| {
+            let elements = capacity.checked_mul(width);
+            let bytes = elements.and_then(|n| n.checked_mul(kind.element_bytes()));
+            Storage::new(bytes.expect("a cache within the address space"))
         };
         let scales = if kind == KvType::Int8 { capacity } else { 0 };
         Self {
             kind,
             head_dim,
             capacity,
-            keys: lines(head_dim),
-            values: lines(head_dim.next_multiple_of(16)),
+            keys: storage(head_dim),
+            values: storage(head_dim.next_multiple_of(16)),
             key_scales: vec![0.0; scales],
             value_scales: vec![0.0; scales],
         }
@@ -119,7 +141,8 @@ impl KvHead {
 
     /// Bytes allocated.
     pub fn bytes(&self) -> usize {
-        (self.keys.len() + self.values.len()) * 64
+        self.keys.0.len()
+            + self.values.0.len()
             + (self.key_scales.len() + self.value_scales.len()) * 4
     }
 
@@ -127,8 +150,8 @@ impl KvHead {
         KvView {
             head_dim: self.head_dim,
             capacity: self.capacity,
-            keys: self.keys.as_ptr().cast(),
-            values: self.values.as_ptr().cast(),
+            keys: self.keys.as_ptr(),
+            values: self.values.as_ptr(),
             key_scales: self.key_scales.as_ptr(),
             value_scales: self.value_scales.as_ptr(),
         }
@@ -138,8 +161,8 @@ impl KvHead {
         KvViewMut {
             head_dim: self.head_dim,
             capacity: self.capacity,
-            keys: self.keys.as_mut_ptr().cast(),
-            values: self.values.as_mut_ptr().cast(),
+            keys: self.keys.as_mut_ptr(),
+            values: self.values.as_mut_ptr(),
             key_scales: self.key_scales.as_mut_ptr(),
             value_scales: self.value_scales.as_mut_ptr(),
         }

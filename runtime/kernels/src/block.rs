@@ -22,57 +22,41 @@ const PREFETCH_FAR: usize = 32 << 10;
 pub(crate) const UNPACKED_BLOCK_BYTES: usize = PANEL_ROWS * BLOCK_COLS;
 const ROW_SCALES_BYTES: usize = 2 * PANEL_ROWS;
 
-/// What a block codec does, per block.
+/// What a block codec is, to the kernels: how eight columns of 16 rows become weights.
 ///
 /// # Safety
-/// As for [`Simd`]: the CPU has the class, pointers are valid for one block and its 16 scale bytes.
+/// As for [`Simd`]: the CPU has the class; `weights` reads no more than `BLOCK_BYTES / 4` bytes from
+/// `v * BLOCK_BYTES / 4` on, `scale` 16 bytes.
 pub(crate) unsafe trait BlockCodec<S: Simd>: Copy {
     /// Bytes of the codes of one block.
     const BLOCK_BYTES: usize;
-    /// Per row, the dot products of the block with `P` planes of 32 activations whose sums are `sums`.
-    unsafe fn dot<const P: usize>(
-        self,
-        codes: *const u8,
-        scales: *const u8,
-        a: [*const i8; P],
-        sums: [i32; P],
-    ) -> [S::I; P];
+    /// Whether a block can add [`BlockCodec::shift`] to the weights of a row.
+    const SHIFTS: bool;
+    /// Added to the weights of the rows whose block scale has its top bit set.
+    fn shift(self) -> i8;
+    /// Unshifted weights of columns `8 v .. 8 v + 4` and `8 v + 4 .. 8 v + 8`, in the form of `dot4`.
+    unsafe fn weights(self, codes: *const u8, v: usize) -> [S::B; 2];
     /// The block's scale per row.
     unsafe fn scale(scales: *const u8) -> S::F;
-    /// Writes the block's weights as eight vectors of 16 rows x 4 columns in the form of `dot4`.
-    unsafe fn unpack(self, codes: *const u8, scales: *const u8, out: *mut u8);
 }
 
 /// int8 codes.
 #[derive(Clone, Copy)]
 pub(crate) struct Q8;
 
-// SAFETY: reads eight vectors at `codes`, 16 bytes at `scales`, 32 activations at `a`.
+// SAFETY: two vectors of 64 bytes for eight columns.
 unsafe impl<S: Simd> BlockCodec<S> for Q8 {
     const BLOCK_BYTES: usize = 512;
+    const SHIFTS: bool = false;
+
+    fn shift(self) -> i8 {
+        0
+    }
 
     #[inline(always)]
-    unsafe fn dot<const P: usize>(
-        self,
-        codes: *const u8,
-        _: *const u8,
-        a: [*const i8; P],
-        sums: [i32; P],
-    ) -> [S::I; P] {
+    unsafe fn weights(self, codes: *const u8, v: usize) -> [S::B; 2] {
         // SAFETY: the trait's contract.
-        unsafe {
-            let mut even = sums.map(|sum| bias::<S>(sum));
-            let mut odd = [S::splat_i(0); P];
-            for v in 0..4 {
-                let low = S::weights(S::load_bytes(codes.add(128 * v)));
-                let high = S::weights(S::load_bytes(codes.add(128 * v + 64)));
-                for p in 0..P {
-                    even[p] = S::dot4(even[p], low, a[p].add(8 * v));
-                    odd[p] = S::dot4(odd[p], high, a[p].add(8 * v + 4));
-                }
-            }
-            std::array::from_fn(|p| S::add_i(even[p], odd[p]))
-        }
+        unsafe { [0, 64].map(|i| S::weights(S::load_bytes(codes.add(128 * v + i)))) }
     }
 
     #[inline(always)]
@@ -80,23 +64,13 @@ unsafe impl<S: Simd> BlockCodec<S> for Q8 {
         // SAFETY: the trait's contract.
         unsafe { S::load_u8(scales) }
     }
-
-    #[inline(always)]
-    unsafe fn unpack(self, codes: *const u8, _: *const u8, out: *mut u8) {
-        for v in 0..8 {
-            // SAFETY: the trait's contract.
-            unsafe {
-                S::store_bytes(out.add(64 * v), S::weights(S::load_bytes(codes.add(64 * v))))
-            };
-        }
-    }
 }
 
-/// 4-bit codes through a table, with a shift that a block may add to every value.
+/// 4-bit codes through a table.
 #[derive(Clone, Copy)]
 pub(crate) struct Q4<S: Simd> {
-    pub(crate) table: S::B,
-    pub(crate) shift: i8,
+    table: S::B,
+    shift: i8,
 }
 
 /// The q4 codec of a tensor's grid.
@@ -109,36 +83,22 @@ pub(crate) unsafe fn q4<S: Simd>(grid: &Grid4) -> Q4<S> {
     Q4 { table: unsafe { S::table(grid.values()) }, shift: grid.shift() }
 }
 
-// SAFETY: reads four vectors at `codes`, 16 bytes at `scales`, 32 activations at `a`.
+// SAFETY: one vector of 64 bytes for eight columns.
 unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
     const BLOCK_BYTES: usize = 256;
+    const SHIFTS: bool = true;
 
     #[inline(always)]
-    unsafe fn dot<const P: usize>(
-        self,
-        codes: *const u8,
-        scales: *const u8,
-        a: [*const i8; P],
-        sums: [i32; P],
-    ) -> [S::I; P] {
+    fn shift(self) -> i8 {
+        self.shift
+    }
+
+    #[inline(always)]
+    unsafe fn weights(self, codes: *const u8, v: usize) -> [S::B; 2] {
         // SAFETY: the trait's contract.
         unsafe {
-            let mut even = sums.map(|sum| bias::<S>(sum));
-            let mut odd = [S::splat_i(0); P];
-            for v in 0..4 {
-                let x = S::load_bytes(codes.add(64 * v));
-                let low = S::lookup(self.table, S::low_nibbles(x));
-                let high = S::lookup(self.table, S::high_nibbles(x));
-                for p in 0..P {
-                    even[p] = S::dot4(even[p], low, a[p].add(8 * v));
-                    odd[p] = S::dot4(odd[p], high, a[p].add(8 * v + 4));
-                }
-            }
-            // Adding the shift to all 32 weights of a row adds shift * sum to its dot product.
-            std::array::from_fn(|p| {
-                let shifted = S::splat_i(i32::from(self.shift) * sums[p]);
-                S::add_where_top_bit(S::add_i(even[p], odd[p]), scales, shifted)
-            })
+            let codes = S::load_bytes(codes.add(64 * v));
+            [S::low_nibbles(codes), S::high_nibbles(codes)].map(|c| S::lookup(self.table, c))
         }
     }
 
@@ -147,21 +107,36 @@ unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
         // SAFETY: the trait's contract.
         unsafe { S::load_u7(scales) }
     }
+}
 
-    #[inline(always)]
-    unsafe fn unpack(self, codes: *const u8, scales: *const u8, out: *mut u8) {
-        // SAFETY: the trait's contract.
-        unsafe {
-            for v in 0..4 {
-                let x = S::load_bytes(codes.add(64 * v));
-                for (i, nibbles) in [S::low_nibbles(x), S::high_nibbles(x)].into_iter().enumerate()
-                {
-                    let w = S::lookup(self.table, nibbles);
-                    let w = S::add_bytes_where_top_bit(w, scales, self.shift);
-                    S::store_bytes(out.add(64 * (2 * v + i)), w);
-                }
+/// Per row, the dot products of one block with `P` planes of 32 activations whose sums are `sums`.
+#[inline(always)]
+unsafe fn dot<S: Simd, C: BlockCodec<S>, const P: usize>(
+    codec: C,
+    codes: *const u8,
+    scales: *const u8,
+    a: [*const i8; P],
+    sums: [i32; P],
+) -> [S::I; P] {
+    // SAFETY: the callers pass one block, its 16 scale bytes and 32 activations per plane.
+    unsafe {
+        let mut even = sums.map(|sum| bias::<S>(sum));
+        let mut odd = [S::splat_i(0); P];
+        for v in 0..4 {
+            let [low, high] = codec.weights(codes, v);
+            for p in 0..P {
+                even[p] = S::dot4(even[p], low, a[p].add(8 * v));
+                odd[p] = S::dot4(odd[p], high, a[p].add(8 * v + 4));
             }
         }
+        std::array::from_fn(|p| {
+            let dot = S::add_i(even[p], odd[p]);
+            if !C::SHIFTS {
+                return dot;
+            }
+            // Adding the shift to all 32 weights of a row adds shift * sum to its dot product.
+            S::add_where_top_bit(dot, scales, S::splat_i(i32::from(codec.shift()) * sums[p]))
+        })
     }
 }
 
@@ -237,7 +212,7 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
                 }
                 let a: [*const i8; P] = std::array::from_fn(|p| act.codes[p].add(b * BLOCK_COLS));
                 let sums: [i32; P] = std::array::from_fn(|p| *act.sums[p].add(b));
-                let dots = codec.dot(codes, scales, a, sums);
+                let dots = dot::<S, C, P>(codec, codes, scales, a, sums);
                 let act_scale = *act.scales.add(b) * const { plane_factor::<P>() };
                 let scale = S::mul(C::scale(scales), S::splat(act_scale));
                 sum = S::fma(combine::<S, P>(dots), scale, sum);
@@ -269,7 +244,15 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
             let scale_bytes = panel.add(ROW_SCALES_BYTES + b * PANEL_ROWS);
             let codes = panel.add(header + b * C::BLOCK_BYTES);
             S::prefetch_far(codes.wrapping_add(4 * C::BLOCK_BYTES));
-            codec.unpack(codes, scale_bytes, weights.add(b * UNPACKED_BLOCK_BYTES));
+            for v in 0..4 {
+                let out = weights.add(b * UNPACKED_BLOCK_BYTES + 128 * v);
+                for (i, mut w) in codec.weights(codes, v).into_iter().enumerate() {
+                    if C::SHIFTS {
+                        w = S::add_bytes_where_top_bit(w, scale_bytes, codec.shift());
+                    }
+                    S::store_bytes(out.add(64 * i), w);
+                }
+            }
             S::store(scales.add(b * PANEL_ROWS), C::scale(scale_bytes));
         }
     }

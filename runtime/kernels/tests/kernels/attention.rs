@@ -304,18 +304,3 @@ fn a_score_that_is_not_a_number_is_not_hidden() {
         assert!(got[16..].iter().all(|x| x.is_nan()), "a query that sees it");
     }
 }
-
-#[test]
-fn a_clone_of_a_head_holds_the_same() {
-    let mut rng = Rng::new(49);
-    let history = History::random(64, 40, &mut rng);
-    for kernels in all_kernels() {
-        for kind in KvType::ALL {
-            let kv = history.cache(kernels, kind, 40);
-            let q = queries(1, 64, &mut rng);
-            let spans = [span(0, 39)];
-            let want = attend(kernels, &kv, &q, &spans, rule(64));
-            assert_same_bits(&attend(kernels, &kv.clone(), &q, &spans, rule(64)), &want, "a clone");
-        }
-    }
-}
