@@ -1,6 +1,6 @@
 //! The loop that turns a prompt into text, and its timings.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -171,6 +171,19 @@ pub(crate) fn generate(
         decode_tok_s: per_second(steps, decode.as_secs_f64()),
     };
     Ok(Generated { text, ids, finish, timings })
+}
+
+/// Where a text goes as it is generated: to standard output at once, or nowhere when one JSON document
+/// will hold it.
+pub(crate) fn printer(json: bool) -> impl FnMut(&str) -> io::Result<()> {
+    move |text| {
+        if json {
+            return Ok(());
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
+    }
 }
 
 /// Decodes tokens, looks for stop strings and hands the rest on.

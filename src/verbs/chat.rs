@@ -14,7 +14,7 @@ use serde_json::Map;
 use super::{Session, fresh_seed};
 use crate::args::ChatArgs;
 use crate::error::{Outcome, WithHint};
-use crate::generate::{Finish, Generated, Request, Timings, generate};
+use crate::generate::{Finish, Generated, Request, Timings, generate, printer};
 use crate::interrupt;
 use crate::render::{self, SCHEMA_VERSION};
 use crate::source::Source;
@@ -194,15 +194,7 @@ impl Conversation<'_> {
             stop_ids,
             stop_strings: &[],
         };
-        let json = self.json;
-        let mut emit = |text: &str| -> io::Result<()> {
-            if json {
-                return Ok(());
-            }
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(text.as_bytes())?;
-            stdout.flush()
-        };
+        let mut emit = printer(self.json);
         let (engine, sampler) = (&mut self.engine, &mut self.sampler);
         let generated = generate(engine, self.tokenizer, sampler, &request, &mut emit);
         if generated.is_ok() {

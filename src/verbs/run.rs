@@ -12,7 +12,7 @@ use serde_json::Map;
 use super::{Session, fresh_seed};
 use crate::args::RunArgs;
 use crate::error::{Outcome, Usage, WithHint};
-use crate::generate::{Finish, Request, Timings, generate};
+use crate::generate::{Finish, Request, Timings, generate, printer};
 use crate::render::{self, SCHEMA_VERSION};
 use crate::source::Source;
 
@@ -83,14 +83,7 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
         stop_strings: &args.stop,
     };
     let json = session.json;
-    let mut emit = |text: &str| -> io::Result<()> {
-        if json {
-            return Ok(());
-        }
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        stdout.flush()
-    };
+    let mut emit = printer(json);
     let generated = generate(&mut engine, &tokenizer, &mut sampler, &request, &mut emit)?;
     // Piped, the output is the continuation and nothing else.
     if !json && io::stdout().is_terminal() {
