@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
-use gristmill_quantize::Method;
+use gristmill_quantize::{Calibration, GgufFileType, Method};
 use gristmill_runtime::text::SamplerConfig;
 use gristmill_runtime::{EngineConfig, KvType};
 
@@ -70,6 +70,7 @@ pub(crate) struct DemoArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     gristmill quantize ./SmolLM2-135M -o smol-q4.grist\n  \
+    gristmill quantize ./SmolLM2-135M -o smol.grist --size 84MB\n  \
     gristmill quantize org/name -o m.grist --codec '^embed$=q8' --measure heldout.txt\n  \
     gristmill quantize ./SmolLM2-135M --dry-run --json")]
 pub(crate) struct QuantizeArgs {
@@ -79,16 +80,37 @@ pub(crate) struct QuantizeArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(required_unless_present = "dry_run")]
     pub(crate) output: Option<PathBuf>,
-    /// Bits per weight of the matrices: 4 (q4), 8 (q8), 16 (bf16) or 32 (f32)
+    /// Bits per weight of the matrices: 2 (q2), 3, 4, 5, 6, 8 (q8), 16 (bf16) or 32 (f32)
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) bits: u32,
-    /// Codec of the tensors whose name matches: f32, bf16, f16, q8, q4; the first match counts
+    /// Bytes of the whole file, e.g. 84MB or 76MiB: each matrix gets the codec that serves best
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["bits", "bpw"], value_parser = size_parser)]
+    pub(crate) size: Option<u64>,
+    /// Bits per weight of the whole file, everything counted: as --size
+    #[arg(long, value_name = "X", conflicts_with = "bits")]
+    pub(crate) bpw: Option<f64>,
+    /// Write a GGUF file of this type for llama.cpp instead: q4_0, q4_1, q8_0, q4_k_s, bf16, f16 or f32
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["bits", "bpw", "size", "codecs", "measure"])]
+    #[arg(conflicts_with = "dry_run")]
+    pub(crate) gguf: Option<GgufFileType>,
+    /// Codec of the tensors whose name matches: f32, bf16, f16, q8, q6, q5, q4, q3, q2; the first match counts
     #[arg(long = "codec", value_name = "REGEX=ID")]
     pub(crate) codecs: Vec<String>,
-    /// How weights are rounded
-    #[arg(long, value_name = "NAME", default_value = Method::default().name())]
-    #[arg(value_parser = method_parser())]
-    pub(crate) method: Method,
+    /// How weights are rounded [default: rtn, with --size or --bpw gptq]
+    #[arg(long, value_name = "NAME", value_parser = method_parser())]
+    pub(crate) method: Option<Method>,
+    /// Text to calibrate on, UTF-8 [default: built in]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) calib: Option<PathBuf>,
+    /// Tokens of the calibration text to look at
+    #[arg(long, value_name = "N", default_value_t = Calibration::DEFAULT_TOKENS)]
+    pub(crate) calib_tokens: usize,
+    /// Go over each matrix this often with coordinate descent after error feedback
+    #[arg(long, value_name = "SWEEPS", default_value_t = 0)]
+    pub(crate) refine: usize,
+    /// Continue an interrupted run with the same arguments
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) resume: bool,
     /// Write what was done to every tensor, as JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) report: Option<PathBuf>,
@@ -355,6 +377,26 @@ fn method_parser() -> impl TypedValueParser<Value = Method> {
 
 fn non_empty(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("it is empty".into()) } else { Ok(text.into()) }
+}
+
+/// Bytes with a decimal (kB, MB, GB) or binary (KiB, MiB, GiB) unit, or none.
+fn size_parser(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 7] = [
+        ("KiB", 1024.0),
+        ("MiB", 1_048_576.0),
+        ("GiB", 1_073_741_824.0),
+        ("kB", 1e3),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("B", 1.0),
+    ];
+    let unit = UNITS.into_iter().find(|(unit, _)| text.ends_with(unit));
+    let (number, factor) =
+        unit.map_or((text, 1.0), |(unit, factor)| (text.trim_end_matches(unit), factor));
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * factor) as u64),
+        _ => Err("expected a size such as 84MB, 80MiB or 84000000".into()),
+    }
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ fn decoding_allocates_nothing_whatever_the_codec_threads_and_cache() {
             let model = Model::load(Arc::clone(&source) as _).expect("the checkpoint loads");
             assert_eq!(allocations_of_decoding(model, threads, kv), 0, "{threads} threads, {kv:?}");
         }
-        for bits in [4, 8, 16] {
+        for bits in [2, 3, 4, 5, 6, 8, 16] {
             let path = directory.path().join(format!("{bits}.grist"));
             let recipe = Recipe::for_bits(bits).expect("a recipe");
             quantize(&*source, &recipe, &path, &Metadata::default(), &Silent).expect("it packs");

@@ -53,6 +53,11 @@ fn packed_files_give_the_same_bits_for_any_threads_chunks_and_instruction_set() 
         Recipe::for_bits(4).expect("a recipe"),
         Recipe::for_bits(8).expect("a recipe"),
         mixed("embed|attn.v|mlp.up=q8"),
+        // Every table codec, and those that take fine activations beside those that do not.
+        ["embed=q6", "attn.v=q5", "mlp.up=q3", "mlp.down=q2"]
+            .into_iter()
+            .try_fold(Recipe::for_bits(4).expect("a recipe"), |r, text| r.with_override(text))
+            .expect("a recipe of five codecs"),
         mixed("attn=bf16"),
     ];
     for recipe in recipes {

@@ -198,6 +198,12 @@ pub enum ConvertError {
         /// Its dtype as safetensors spells it.
         dtype: String,
     },
+    /// Something that llama.cpp does not have, or does in another way.
+    #[error("llama.cpp cannot run this model: it has nothing for {what}")]
+    NotInGguf {
+        /// What the model needs.
+        what: String,
+    },
     /// The user asked to stop.
     #[error("cancelled")]
     Cancelled,

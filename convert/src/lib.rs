@@ -1,4 +1,5 @@
-//! Import of foreign checkpoints: Hugging Face directories of safetensors files.
+//! Import of foreign checkpoints, Hugging Face directories of safetensors files, and the description of
+//! a model for a foreign program, llama.cpp ([`gguf_model`]).
 //!
 //! [`HfCheckpoint`] reads a directory and is a [`gristmill_formats::source::ModelSource`], so that the
 //! runtime runs it and the quantizer packs it like any other model. Weights are mapped, not copied.
@@ -12,8 +13,10 @@
 #![deny(missing_docs)]
 
 mod error;
+mod gguf;
 mod hf;
 pub mod limits;
 
 pub use error::{ConvertError, Result};
+pub use gguf::{GgufOrigin, gguf_model};
 pub use hf::{HfCheckpoint, Licence, SUPPORTED_MODEL_TYPES, spec_from_config};

@@ -24,7 +24,7 @@ fn write_example(path: &Path) -> Header {
         final_norm: NormSpec { eps: 1e-5, plus_one: false },
         layers: Vec::new(),
     };
-    let codec = Codec::Q4(NamedGrid::Int4.grid());
+    let codec = Codec::Table(NamedGrid::Int4.grid());
     // Row 0 is 2 x 3 x table[1, 2, 3, 4]; row 1 is 1 x 5 x (table + shift)[15, 14, 13, 12].
     let row = |scale: f32, block_scale: u8, first: [u8; 4]| {
         let mut codes = vec![0u8; BLOCK_COLS];

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use gristmill_formats::codec::{Codec, NamedGrid};
+use gristmill_formats::codec::{Codec, Grid, NamedGrid};
 use gristmill_formats::container::{
     Header, PackedFile, Provenance, SectionEntry, Superblock, TensorEntry, VERSION, verify,
 };
@@ -69,24 +69,22 @@ pub fn section() -> &'static [u8] {
 /// The header of a file of that model whose tensors are all zeros.
 pub fn header() -> Header {
     let model = model();
-    let codecs = [Codec::Q8, Codec::Q4(NamedGrid::Nf4.grid()), Codec::F16, Codec::F32, Codec::Bf16];
+    let tables = [NamedGrid::Nf4, NamedGrid::Mix6, NamedGrid::Mix3].map(|g| Codec::Table(g.grid()));
+    let [q4, q6, q3] = tables;
+    let codecs = [Codec::Q8, q4, Codec::F16, q6, Codec::Bf16, q3];
     let mut tensors = Vec::new();
     for (i, spec) in model.tensors().into_iter().enumerate() {
         let codec = match spec.role {
             TensorRole::Vector => Codec::F32,
             _ => codecs[i % codecs.len()].clone(),
         };
-        let (table, table_shift) = match &codec {
-            Codec::Q4(grid) => (Some(*grid.values()), Some(grid.shift())),
-            _ => (None, None),
-        };
         tensors.push(TensorEntry {
             name: spec.name,
             bytes: 0,
             offset: 0,
             codec: codec.id(),
-            table,
-            table_shift,
+            table: codec.grid().map(|grid| grid.values().to_vec()),
+            table_shift: codec.grid().map(Grid::shift),
             shape: spec.shape,
             blake3: String::new(),
         });

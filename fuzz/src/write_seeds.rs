@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use gristmill_formats::codec::{Codec, NamedGrid};
+use gristmill_formats::codec::{Codec, Grid, NamedGrid};
 use gristmill_formats::container::Superblock;
 use gristmill_fuzz::sample;
 use serde_json::{Map, json};
@@ -27,14 +27,18 @@ fn main() -> io::Result<()> {
         b"\x05\x02\x10\x03\x01\x07\x04\x09\x00\x20\x06\x11\x01\x02\x03",
     )?;
     seed("decode_dense", "bf16", &[1, 3, 0x80, 0x3f, 0, 0x40, 0xc0, 0x7f])?;
-    let codecs = [("decode_q8", Codec::Q8), ("decode_q4", Codec::Q4(NamedGrid::Nf4.grid()))];
-    for (target, codec) in codecs {
-        let panel: Vec<u8> = (0..codec.panel_bytes(33)).map(|i| (i * 37) as u8).collect();
-        let table = match &codec {
-            Codec::Q4(grid) => grid.values().iter().map(|&v| v as u8).chain([4]).collect(),
-            _ => Vec::new(),
-        };
-        seed(target, "ramp", &[&table[..], &[33], &panel].concat())?;
+    let ramp = |codec: Codec| -> Vec<u8> {
+        let panel = (0..codec.panel_bytes(33)).map(|i| (i * 37) as u8);
+        [33].into_iter().chain(panel).collect()
+    };
+    seed("decode_q8", "ramp", &ramp(Codec::Q8))?;
+    for bits in Grid::MIN_BITS..=Grid::MAX_BITS {
+        let grid = NamedGrid::default_for(bits).grid();
+        let mut table = vec![(bits - Grid::MIN_BITS) as u8];
+        table.extend(grid.values().iter().map(|&v| v as u8));
+        table.push(grid.shift() as u8);
+        table.extend(ramp(Codec::Table(grid)));
+        seed("decode_table", &format!("q{bits}"), &table)?;
     }
     seed("tokenizer_section", "section", &[&[0], sample::section()].concat())?;
     seed("tokenizer_section", "body", &[&[1][..], &tokenizer_body()].concat())?;

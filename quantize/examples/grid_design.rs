@@ -1,19 +1,21 @@
-//! Designs 4-bit tables: alternates the best scale, variant and codes of many blocks with the least-squares
-//! table and shift for them (Lloyd's algorithm with a scale per block), from several starts.
+//! Designs tables: alternates the best scale, variant and codes of many blocks with the least-squares table
+//! and shift for them (Lloyd's algorithm with a scale per block), from several starts.
 //!
-//! `cargo run --release --example grid_design [RAW]` also fits to a file of little-endian f32 weights.
+//! `cargo run --release --example grid_design BITS [RAW]` fits to a mixture of distributions and, when
+//! given, to a file of little-endian f32 weights.
 
 #![allow(clippy::print_stdout)]
 
+use gristmill_formats::codec::NamedGrid;
 use rayon::prelude::*;
 
 const BLOCK: usize = 32;
 const BLOCKS: usize = 12_000;
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 200;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Table {
-    values: [f32; 16],
+    values: Vec<f32>,
     shift: f32,
 }
 
@@ -53,29 +55,28 @@ struct Fit {
     codes: [u8; BLOCK],
 }
 
-fn round(table: &[f32; 16], x: &[f32; BLOCK], inverse: f32) -> ([u8; BLOCK], [f32; BLOCK]) {
-    let mut codes = [0.0f32; BLOCK];
-    let mut values = [table[0]; BLOCK];
-    for k in 0..15 {
-        let (middle, step) = (0.5 * (table[k] + table[k + 1]), table[k + 1] - table[k]);
-        for i in 0..BLOCK {
-            let above = if x[i] * inverse > middle { 1.0 } else { 0.0 };
-            codes[i] += above;
-            values[i] += above * step;
-        }
-    }
-    (codes.map(|c| c as u8), values)
+/// Codes and values nearest to `x * inverse`; `middles` lie between the values.
+fn round(
+    values: &[f32],
+    middles: &[f32],
+    x: &[f32; BLOCK],
+    inverse: f32,
+) -> ([u8; BLOCK], [f32; BLOCK]) {
+    let codes = x.map(|x| middles.partition_point(|&m| x * inverse > m) as u8);
+    (codes, codes.map(|c| values[usize::from(c)]))
 }
 
 fn fit(table: &Table, x: &[f32; BLOCK]) -> Fit {
     let norm: f32 = x.iter().map(|x| x * x).sum();
     let mut best = Fit { error: norm, scale: 0.0, shifted: false, codes: [0; BLOCK] };
     for shifted in [false, true] {
-        let values = table.values.map(|v| v + if shifted { table.shift } else { 0.0 });
+        let shift = if shifted { table.shift } else { 0.0 };
+        let values: Vec<f32> = table.values.iter().map(|v| v + shift).collect();
+        let middles: Vec<f32> = values.windows(2).map(|v| 0.5 * (v[0] + v[1])).collect();
         let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(l, h), &x| (l.min(x), h.max(x)));
-        let clip_free = (low / values[0]).max(high / values[15]);
+        let clip_free = (low / values[0]).max(high / values[values.len() - 1]);
         let attempt = |scale: f32, best: &mut Fit| {
-            let (codes, rounded) = round(&values, x, 1.0 / scale);
+            let (codes, rounded) = round(&values, &middles, x, 1.0 / scale);
             let xv: f32 = x.iter().zip(&rounded).map(|(x, v)| x * v).sum();
             let vv: f32 = rounded.iter().map(|v| v * v).sum();
             if xv > 0.0 && norm - xv * xv / vv < best.error {
@@ -100,24 +101,24 @@ fn error(table: &Table, blocks: &[[f32; BLOCK]]) -> f64 {
 fn lloyd(mut table: Table, free_shift: bool, blocks: &[[f32; BLOCK]]) -> Table {
     for _ in 0..ROUNDS {
         let fits: Vec<Fit> = blocks.par_iter().map(|x| fit(&table, x)).collect();
-        let (mut top, mut bottom) = ([0.0f64; 16], [0.0f64; 16]);
+        let mut sums = vec![(0.0f64, 0.0f64); table.values.len()];
         let (mut shift_top, mut shift_bottom) = (0.0f64, 0.0f64);
         for (x, f) in blocks.iter().zip(&fits) {
             let s = f64::from(f.scale);
             let shift = if f.shifted { f64::from(table.shift) } else { 0.0 };
             for (&x, &c) in x.iter().zip(&f.codes) {
                 let c = usize::from(c);
-                top[c] += s * (f64::from(x) - s * shift);
-                bottom[c] += s * s;
+                sums[c].0 += s * (f64::from(x) - s * shift);
+                sums[c].1 += s * s;
                 if f.shifted {
                     shift_top += s * (f64::from(x) - s * f64::from(table.values[c]));
                     shift_bottom += s * s;
                 }
             }
         }
-        for c in 0..16 {
-            if bottom[c] > 0.0 {
-                table.values[c] = (top[c] / bottom[c]) as f32;
+        for (value, (top, bottom)) in table.values.iter_mut().zip(sums) {
+            if bottom > 0.0 {
+                *value = (top / bottom) as f32;
             }
         }
         if free_shift && shift_bottom > 0.0 {
@@ -130,75 +131,82 @@ fn lloyd(mut table: Table, free_shift: bool, blocks: &[[f32; BLOCK]]) -> Table {
 
 /// The int8 table of the same shape, as wide as int8 allows for both variants.
 fn to_int8(table: &Table) -> Table {
-    let ends = [
-        -table.values[0],
-        -(table.values[0] + table.shift),
-        table.values[15],
-        table.values[15] + table.shift,
-    ];
-    let unit = 127.0 / ends.into_iter().fold(0.0f32, f32::max);
-    Table { values: table.values.map(|v| (v * unit).round()), shift: (table.shift * unit).round() }
+    let ends = [table.values[0], table.values[table.values.len() - 1]];
+    let largest = ends.iter().flat_map(|v| [v.abs(), (v + table.shift).abs()]).fold(0.0, f32::max);
+    let to_int8 = |v: f32| (v * 127.0 / largest).round();
+    Table {
+        values: table.values.iter().map(|&v| to_int8(v)).collect(),
+        shift: to_int8(table.shift),
+    }
+}
+
+/// Tables of some bits to begin with: those with names, and steps that widen towards the ends.
+fn starts(bits: u32) -> Vec<(String, Table)> {
+    let mut starts = Vec::new();
+    for named in NamedGrid::ALL {
+        let grid = named.grid();
+        if grid.bits() == bits {
+            let values = grid.values().iter().map(|&v| f32::from(v)).collect();
+            starts.push((named.name().to_owned(), Table { values, shift: grid.shift().into() }));
+        }
+    }
+    let count = 1 << bits;
+    for power in [1.0f32, 1.3, 1.6] {
+        let side = |code: i32| (2 * code + 1 - count) as f32 / count as f32;
+        let value = |code| 127.0 * side(code).signum() * side(code).abs().powf(power);
+        let values: Vec<f32> = (0..count).map(value).collect();
+        let shift = 0.5 * (values[count as usize / 2] - values[count as usize / 2 - 1]);
+        starts.push((format!("power {power}"), Table { values, shift }));
+    }
+    starts
+}
+
+fn show(table: &Table) -> String {
+    let values: Vec<i32> = table.values.iter().map(|&v| v as i32).collect();
+    format!("{values:?} shift {}", table.shift)
 }
 
 fn main() -> std::io::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let bits = args.next().and_then(|bits| bits.parse().ok()).unwrap_or(4);
     let mut random = Random(7);
-    let mut sets: Vec<(String, Vec<[f32; BLOCK]>)> = Vec::new();
-    let mut draw = |name: &str, sample: fn(&mut Random) -> f64| {
+    let mut sets: Vec<(&str, Vec<[f32; BLOCK]>)> = Vec::new();
+    let mut draw = |name, sample: fn(&mut Random) -> f64| {
         let blocks: Vec<[f32; BLOCK]> =
             (0..BLOCKS).map(|_| std::array::from_fn(|_| sample(&mut random) as f32)).collect();
-        sets.push((name.to_owned(), blocks));
+        sets.push((name, blocks));
     };
     draw("normal", Random::normal);
     draw("laplace", Random::laplace);
     draw("student-5", Random::student);
     // Trained weights are nearly normal with some heavier tails: seven normal blocks to one Laplacian.
     let mixture = (0..BLOCKS).map(|i| sets[usize::from(i % 8 == 7)].1[i]).collect();
-    sets.push(("mixture".to_owned(), mixture));
-    if let Some(path) = std::env::args().nth(1) {
+    sets.push(("mixture", mixture));
+    if let Some(path) = args.next() {
         let bytes = std::fs::read(&path)?;
         let weights: Vec<f32> =
             bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let every = (weights.len() / BLOCK / BLOCKS).max(1);
         let blocks = weights.as_chunks::<BLOCK>().0.iter().step_by(every).copied().collect();
-        sets.push(("file".to_owned(), blocks));
+        sets.push(("file", blocks));
     }
-    let named = |name: &str, values: [i8; 16], shift: i8| {
-        (name.to_owned(), Table { values: values.map(f32::from), shift: f32::from(shift) })
-    };
-    let mut tables: Vec<(String, Table)> = gristmill_formats::codec::NamedGrid::ALL
-        .into_iter()
-        .map(|n| named(n.name(), *n.grid().values(), n.grid().shift()))
-        .collect();
-    for (name, shift) in [("int4", 8), ("nf4", 5), ("iq4-nl", 8)] {
-        let (_, mut table) =
-            tables.iter().find(|(n, _)| n == name).cloned().expect("a grid of that name");
-        table.shift = shift as f32;
-        tables.push((format!("{name}/{shift}"), table));
-    }
-    let mut found: Vec<(String, Table)> = Vec::new();
-    for (set, blocks) in &sets {
+    let mut tables = starts(bits);
+    let starts = tables.clone();
+    for (set, blocks) in &sets[3..] {
         let mut best: Option<(f64, Table)> = None;
-        for (start, table) in &tables {
+        for (start, table) in &starts {
             for free_shift in [true, false] {
-                let real = lloyd(*table, free_shift, blocks);
-                let table = to_int8(&real);
+                let table = to_int8(&lloyd(table.clone(), free_shift, blocks));
                 let error = error(&table, blocks);
-                println!(
-                    "fit to {set:<10} from {start:<10} {} {error:.4e} {:?} shift {}",
-                    if free_shift { "free " } else { "fixed" },
-                    table.values.map(|v| v as i32),
-                    table.shift
-                );
+                let kind = if free_shift { "free" } else { "fixed" };
+                println!("fit to {set} from {start}, {kind} shift: {error:.4e} {}", show(&table));
                 if best.as_ref().is_none_or(|(e, _)| error < *e) {
                     best = Some((error, table));
                 }
             }
         }
-        if let Some((_, table)) = best {
-            found.push((format!("fit {set}"), table));
-        }
+        tables.extend(best.map(|(_, table)| (format!("fit {set}"), table)));
     }
-    tables.extend(found);
     println!();
     print!("{:<14}", "table");
     sets.iter().for_each(|(set, _)| print!(" {set:>12}"));
@@ -208,7 +216,7 @@ fn main() -> std::io::Result<()> {
         for (_, blocks) in &sets {
             print!(" {:>12.4e}", error(table, blocks));
         }
-        println!("  {:?} {}", table.values.map(|v| v as i32), table.shift);
+        println!("  {}", show(table));
     }
     Ok(())
 }

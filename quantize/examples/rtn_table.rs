@@ -74,7 +74,7 @@ fn main() {
     ];
     let mut codecs = vec![("q8".to_owned(), Codec::Q8)];
     for grid in NamedGrid::ALL {
-        codecs.push((format!("q4 {}", grid.name()), Codec::Q4(grid.grid())));
+        codecs.push((format!("q4 {}", grid.name()), Codec::Table(grid.grid())));
     }
     println!("{ROWS} x {COLS} weights, {} threads", rayon::current_num_threads());
     println!(

@@ -92,6 +92,43 @@ pub enum QuantizeError {
         /// What is in the way.
         reason: String,
     },
+    /// A calibrated method was given no text.
+    #[error("this method needs a calibration text")]
+    NoCalibration,
+    /// No choice of codecs makes the file small enough.
+    #[error("a file of {wanted} bytes is not possible; the smallest of this model has {smallest}")]
+    SizeTooSmall {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes with the smallest codecs.
+        smallest: u64,
+    },
+    /// The calibration text is too short.
+    #[error("calibration text {name} has {found} tokens; at least {needed} are needed")]
+    ShortCalibration {
+        /// Name of the text.
+        name: String,
+        /// Its tokens.
+        found: usize,
+        /// Tokens of one sequence.
+        needed: usize,
+    },
+    /// The directory of unfinished work cannot be used.
+    #[error("work directory {directory}: {reason}")]
+    Work {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of unfinished work is not what was written.
+    #[error(
+        "the work file `{file}` is missing or damaged; delete the work directory and start again"
+    )]
+    Damaged {
+        /// The file.
+        file: String,
+    },
     /// Writing the file would destroy what it is made from.
     #[error("{path} is part of the source; choose another output")]
     OutputIsSource {

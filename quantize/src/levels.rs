@@ -1,7 +1,7 @@
 //! The values that a block of weights can take, and rounding to them. This is the hook for a codec:
 //! the searches know grids only through [`Levels`].
 
-use gristmill_formats::codec::{BLOCK_COLS, Grid4};
+use gristmill_formats::codec::{BLOCK_COLS, Grid};
 
 /// One block of weights, or one number per column of it.
 pub(crate) type Block = [f32; BLOCK_COLS];
@@ -23,6 +23,9 @@ pub(crate) trait Levels: Sync {
 
     /// The values nearest to `x * inverse`, where `inverse` is finite.
     fn round(&self, variant: usize, x: &Block, inverse: f32, values: &mut Block);
+
+    /// Code and value nearest to `x * inverse`.
+    fn nearest(&self, variant: usize, x: f32, inverse: f32) -> (u8, f32);
 
     /// The codes of the same values.
     fn codes(&self, variant: usize, x: &Block, inverse: f32, codes: &mut [u8]);
@@ -63,6 +66,11 @@ impl Levels for Int8Levels {
         }
     }
 
+    fn nearest(&self, _: usize, x: f32, inverse: f32) -> (u8, f32) {
+        let bits = int8_bits(x, inverse);
+        ((bits as u8).wrapping_sub(128), f32::from_bits(bits) - (TO_INTEGER + 128.0))
+    }
+
     fn codes(&self, _: usize, x: &Block, inverse: f32, codes: &mut [u8]) {
         for i in 0..BLOCK_COLS {
             codes[i] = (int8_bits(x[i], inverse) as u8).wrapping_sub(128);
@@ -77,7 +85,7 @@ impl Levels for Int8Levels {
 /// Cells of a lookup table: one per half unit from -128 to 128.
 const CELLS: usize = 512;
 
-/// Nearest entry of a 4-bit table. Entries are integers, so midpoints between them are multiples of one
+/// Nearest entry of a table. Entries are integers, so midpoints between them are multiples of one
 /// half and every cell lies on one side of all of them: looking up the cell is exact rounding.
 #[derive(Debug, Clone)]
 struct Nearest {
@@ -86,13 +94,13 @@ struct Nearest {
 }
 
 impl Nearest {
-    fn new(table: &[i16; 16]) -> Self {
+    fn new(table: &[i16]) -> Self {
         let mut nearest = Self { value: [0.0; CELLS], code: [0; CELLS] };
         for cell in 0..CELLS {
             // The middle of the cell, in quarters so that the comparison stays in integers.
             let middle = 2 * (cell as i32 - 256) + 1;
             let distance = |&code: &usize| (middle - 4 * i32::from(table[code])).abs();
-            let code = (0..16).min_by_key(distance).unwrap_or_default();
+            let code = (0..table.len()).min_by_key(distance).unwrap_or_default();
             nearest.value[cell] = f32::from(table[code]);
             nearest.code[cell] = code as u8;
         }
@@ -109,7 +117,7 @@ impl Nearest {
     }
 }
 
-/// The values of q4: a table and its shifted twin.
+/// The values of a table codec: a table and its shifted twin.
 #[derive(Debug, Clone)]
 pub(crate) struct TableLevels {
     nearest: Vec<Nearest>,
@@ -117,20 +125,23 @@ pub(crate) struct TableLevels {
 }
 
 impl TableLevels {
-    pub(crate) fn new(grid: &Grid4) -> Self {
+    pub(crate) fn new(grid: &Grid) -> Self {
         let variants = if grid.shift() == 0 { 1 } else { 2 };
-        let tables: Vec<[i16; 16]> = (0..variants)
-            .map(|v| std::array::from_fn(|code| i16::from(grid.value(code as u8, v == 1))))
+        let tables: Vec<Vec<i16>> = (0..variants)
+            .map(|v| {
+                grid.values().iter().map(|&x| i16::from(x) + v * i16::from(grid.shift())).collect()
+            })
             .collect();
+        let ends = |t: &Vec<i16>| (f32::from(t[0]), f32::from(t[t.len() - 1]));
         Self {
-            nearest: tables.iter().map(Nearest::new).collect(),
-            extremes: tables.iter().map(|t| (f32::from(t[0]), f32::from(t[15]))).collect(),
+            nearest: tables.iter().map(|t| Nearest::new(t)).collect(),
+            extremes: tables.iter().map(ends).collect(),
         }
     }
 }
 
 impl Levels for TableLevels {
-    const MAX_SCALE: u8 = Grid4::MAX_BLOCK_SCALE;
+    const MAX_SCALE: u8 = Grid::MAX_BLOCK_SCALE;
     const REACH: f32 = 0.0;
 
     fn variants(&self) -> usize {
@@ -154,6 +165,12 @@ impl Levels for TableLevels {
         }
     }
 
+    #[inline(always)]
+    fn nearest(&self, variant: usize, x: f32, inverse: f32) -> (u8, f32) {
+        let (cell, nearest) = (Nearest::cell(x * (2.0 * inverse)), &self.nearest[variant]);
+        (nearest.code[cell], nearest.value[cell])
+    }
+
     fn codes(&self, variant: usize, x: &Block, inverse: f32, codes: &mut [u8]) {
         let table = &self.nearest[variant].code;
         for i in 0..BLOCK_COLS {
@@ -162,7 +179,7 @@ impl Levels for TableLevels {
     }
 
     fn scale_byte(&self, scale: u8, variant: usize) -> u8 {
-        if variant == 1 { scale | Grid4::SHIFT_BIT } else { scale }
+        if variant == 1 { scale | Grid::SHIFT_BIT } else { scale }
     }
 }
 
@@ -239,7 +256,8 @@ mod tests {
         for named in NamedGrid::ALL {
             let grid = named.grid();
             check(&TableLevels::new(&grid), |code, variant| {
-                (code < 16).then(|| f32::from(grid.value(code, variant == 1)))
+                let known = usize::from(code) < grid.values().len();
+                known.then(|| f32::from(grid.value(code, variant == 1)))
             });
         }
     }

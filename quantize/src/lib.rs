@@ -7,18 +7,36 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod allocate;
+mod awq;
+mod calibrate;
 mod error;
+mod fold;
+mod gguf_export;
+mod gguf_types;
+mod grid;
+mod hessian;
+mod ldlq;
 mod levels;
+pub mod network;
 mod output;
 mod plan;
 mod quantize;
 mod recipe;
+mod refine;
 mod report;
 mod rtn;
+#[cfg(test)]
+mod testing;
 
+pub use calibrate::{Calibration, RoundedTensor};
 pub use error::{QuantizeError, Result};
+pub use fold::{FoldedSource, Folds};
+pub use gguf_export::{GgufExport, RoundedRows, Weights, round_row};
+pub use gguf_types::GgufFileType;
+pub use hessian::Fallback;
 pub use plan::{PartBytes, Plan, TensorPlan, plan, plan_source};
 pub use quantize::{MAX_BATCH_BYTES, Metadata, quantize};
 pub use recipe::{Method, Override, Recipe};
-pub use report::{REPORT_SCHEMA_VERSION, Report, TensorReport};
+pub use report::{CalibrationReport, REPORT_SCHEMA_VERSION, Report, TensorReport};
 pub use rtn::{MAX_MAGNITUDE, RowRounder};

@@ -1,6 +1,8 @@
 //! What a recipe will weigh, before anything is read or written.
 
-use gristmill_formats::codec::{BLOCK_COLS, Codec, CodecId, PANEL_ROWS, block_count, panel_count};
+use gristmill_formats::codec::{
+    BLOCK_COLS, Codec, CodecId, Grid, PANEL_ROWS, block_count, panel_count,
+};
 use gristmill_formats::container::{
     FOOTER_BYTES, Header, Provenance, QualityReport, SectionEntry, TensorEntry, TensorQuality,
 };
@@ -200,16 +202,13 @@ impl Plan {
         let mut offset = SECTION_ALIGN;
         let mut errors = Vec::new();
         for t in &self.tensors {
-            let (table, table_shift) = match &t.encoding {
-                Codec::Q4(grid) => (Some(*grid.values()), Some(grid.shift())),
-                Codec::F32 | Codec::Bf16 | Codec::F16 | Codec::Q8 => (None, None),
-            };
+            let grid = t.encoding.grid();
             header.tensors.push(TensorEntry {
                 name: t.name.clone(),
                 shape: t.shape.clone(),
                 codec: t.codec,
-                table,
-                table_shift,
+                table: grid.map(|grid| grid.values().to_vec()),
+                table_shift: grid.map(Grid::shift),
                 offset,
                 bytes: t.bytes,
                 blake3: digest.clone(),
@@ -239,12 +238,10 @@ impl Plan {
 
 /// Bytes of a tensor that are not codes: row scales, block scales and the padding after them.
 fn scale_bytes(codec: &Codec, shape: &[u64]) -> u64 {
-    let code_bits = match codec {
-        Codec::F32 | Codec::Bf16 | Codec::F16 => return 0,
-        Codec::Q8 => 8,
-        Codec::Q4(_) => 4,
-    };
+    if codec.id().is_dense() {
+        return 0;
+    }
     let (rows, cols) = (shape[0] as usize, shape[1] as usize);
-    let codes = block_count(cols) * BLOCK_COLS * PANEL_ROWS * code_bits / 8;
+    let codes = block_count(cols) * BLOCK_COLS * PANEL_ROWS * codec.id().code_bits() as usize / 8;
     panel_count(rows) as u64 * (codec.panel_bytes(cols) - codes) as u64
 }

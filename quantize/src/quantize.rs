@@ -1,5 +1,6 @@
 //! The pass over a model: tensors stream from a source into a packed file.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,9 +12,15 @@ use gristmill_formats::container::{
 use gristmill_formats::source::{ModelSource, TensorData, check_tensors};
 use rayon::prelude::*;
 
+use crate::allocate::{Candidate, allocate};
+use crate::awq::search_scales;
+use crate::calibrate::{
+    Calibration, PackedTarget, Work, collect, packed_file, predict, round_model,
+};
+use crate::fold::{FoldedSource, Folds};
 use crate::plan::{Plan, TensorPlan, header_for};
-use crate::recipe::{Method, Recipe};
-use crate::report::{REPORT_SCHEMA_VERSION, Report, TensorReport};
+use crate::recipe::Recipe;
+use crate::report::{CalibrationReport, REPORT_SCHEMA_VERSION, Report, TensorReport};
 use crate::rtn::{MAX_MAGNITUDE, RowRounder};
 use crate::{QuantizeError, Result, output};
 
@@ -66,22 +73,47 @@ pub fn quantize(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let start = Instant::now();
+    let mut recipe = recipe.clone();
     output::check(out, &metadata.source_paths)?;
     check_tensors(source)?;
     let tokenizer = source.tokenizer()?.map(|t| t.to_section());
     let tokenizer_bytes = tokenizer.as_ref().map_or(0, |t| t.len() as u64);
-    let mut header = header_for(source, recipe, metadata);
-    let mut plan = Plan::build(&header, tokenizer_bytes, recipe)?;
+    let mut header = header_for(source, &recipe, metadata);
+    let mut plan = Plan::build(&header, tokenizer_bytes, &recipe)?;
     output::check_space(out, plan.file_bytes)?;
 
+    let mut rounded = HashMap::new();
+    let mut work = None;
+    let mut folded = FoldedSource::new(source, Folds::default());
+    if recipe.method.is_calibrated() {
+        let calibration = recipe.calibration.clone().ok_or(QuantizeError::NoCalibration)?;
+        let identity = work_identity(source, &recipe.to_string(), &calibration);
+        check_weights(source, &plan.tensors)?;
+        let directory = Work::open(out, &identity, recipe.resume)?;
+        collect(source, &calibration, &directory, progress)?;
+        if let Some(budget) = recipe.file_bytes {
+            choose_codecs(source, &mut recipe, &mut plan, &header, &directory, budget, progress)?;
+        }
+        let matrices = plan.tensors.iter().filter(|t| t.shape.len() == 2);
+        let target = PackedTarget::new(
+            matrices.map(|t| (t.name.as_str(), &t.encoding)),
+            recipe.method.feeds_back().then_some(recipe.sweeps),
+        );
+        if let Some(judge) = recipe.method.scales() {
+            let folds = search_scales(source, &target, &directory, judge, progress)?;
+            folded = FoldedSource::new(source, folds);
+        }
+        rounded = round_model(&folded, &target, &calibration, &directory, progress)?;
+        work = Some(directory);
+    }
     let mut writer = PackedWriter::create(out).map_err(|e| output::explain_create(out, e))?;
     progress.begin("quantizing", plan.parameters, "weights");
-    let mut pass = Pass { writer: &mut writer, method: recipe.method, progress, peak_bytes: 0 };
+    let mut pass = Pass { writer: &mut writer, work: work.as_ref(), progress, peak_bytes: 0 };
     let mut tensors = Vec::with_capacity(plan.tensors.len());
     let mut whole = Tally::default();
     for tensor in &plan.tensors {
         let tensor_start = Instant::now();
-        let tally = pass.tensor(tensor, &source.tensor(&tensor.name)?)?;
+        let tally = pass.tensor(tensor, &folded.tensor(&tensor.name)?)?;
         whole.add(tally);
         tensors.push(TensorReport {
             name: tensor.name.clone(),
@@ -91,6 +123,7 @@ pub fn quantize(
             bits_per_weight: tensor.bits_per_weight,
             relative_error: tally.relative(),
             seconds: tensor_start.elapsed().as_secs_f64(),
+            rounding: rounded.remove(&tensor.name),
         });
     }
     let peak_batch_bytes = pass.peak_bytes;
@@ -103,6 +136,9 @@ pub fn quantize(
     header.quality = Some(quality(&plan, &tensors));
     settle_sizes(&mut header, &mut plan, &writer, tokenizer_bytes)?;
     let header = writer.finish(header)?;
+    if let Some(work) = work {
+        work.remove()?;
+    }
     Ok(Report {
         schema_version: REPORT_SCHEMA_VERSION,
         recipe: plan.recipe,
@@ -114,11 +150,87 @@ pub fn quantize(
         bits_per_weight: plan.bits_per_weight,
         bytes_per_token: plan.bytes_per_token,
         relative_error: whole.relative(),
+        calibration: recipe.calibration.as_ref().map(CalibrationReport::of),
+        predicted_kld: predicted_kld(&tensors),
         seconds: start.elapsed().as_secs_f64(),
         threads: rayon::current_num_threads(),
         peak_batch_bytes,
         tensors,
     })
+}
+
+/// Refuses weights that cannot be rounded before anything is computed with them.
+fn check_weights(source: &dyn ModelSource, plan: &[TensorPlan]) -> Result<()> {
+    for plan in plan.iter().filter(|t| t.shape.len() == 2) {
+        let data = source.tensor(&plan.name)?;
+        let job = PanelJob { plan, data: &data, rounder: None };
+        let check = |panel: usize| {
+            let weights = job.weights(panel)?;
+            if plan.codec.is_dense() {
+                Ok(())
+            } else {
+                job.check_magnitude(panel * PANEL_ROWS, &weights)
+            }
+        };
+        let checked: Vec<_> = (0..panel_count(data.rows())).into_par_iter().map(check).collect();
+        // In order, so that the reported error is that of a single thread.
+        checked.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(())
+}
+
+/// What a work directory belongs to: another version may round otherwise.
+pub(crate) fn work_identity(
+    source: &dyn ModelSource,
+    recipe: &str,
+    calibration: &Calibration,
+) -> String {
+    let (fingerprint, digest) = (source.fingerprint(), &calibration.digest);
+    format!("{fingerprint}\n{recipe}\n{digest}\n{}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// Chooses the codecs of a recipe that states a size, and plans anew.
+fn choose_codecs(
+    source: &dyn ModelSource,
+    recipe: &mut Recipe,
+    plan: &mut Plan,
+    header: &Header,
+    work: &Work,
+    budget: u64,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let matrices = predict(source, recipe, &plan.tensors, work, progress)?;
+    let candidates: Vec<_> = matrices.iter().map(|(_, candidates)| candidates.clone()).collect();
+    let fixed = plan.file_bytes
+        - matrices
+            .iter()
+            .flat_map(|(name, _)| plan.tensors.iter().find(|t| t.name == *name))
+            .map(|t| t.bytes)
+            .sum::<u64>();
+    let smallest = |c: &Vec<Candidate>| c.iter().map(|c| c.bytes).min().unwrap_or_default();
+    let too_small = || QuantizeError::SizeTooSmall {
+        wanted: budget,
+        smallest: fixed + candidates.iter().map(smallest).sum::<u64>(),
+    };
+    // Headers differ by a few bytes from one choice to another, and tensors are aligned.
+    let mut spend = budget.checked_sub(fixed).ok_or_else(too_small)?;
+    loop {
+        let chosen = allocate(&candidates, spend).ok_or_else(too_small)?;
+        recipe.chosen =
+            matrices.iter().zip(&chosen).map(|((name, _), c)| (name.clone(), c.codec)).collect();
+        *plan = Plan::build(header, plan.bytes.tokenizer, recipe)?;
+        let Some(over) = plan.file_bytes.checked_sub(budget).filter(|over| *over > 0) else {
+            break;
+        };
+        spend = spend.checked_sub(over).ok_or_else(too_small)?;
+    }
+    Ok(())
+}
+
+/// The sum over matrices, `None` when nothing was predicted.
+fn predicted_kld(tensors: &[TensorReport]) -> Option<f64> {
+    let predicted = tensors.iter().filter_map(|t| Some(t.rounding.as_ref()?.predicted_kld));
+    predicted.reduce(|a, b| a + b)
 }
 
 /// What the header says about the loss; f32 tensors have none.
@@ -172,7 +284,8 @@ fn settle_sizes(
 /// The state of a pass over the tensors.
 struct Pass<'a> {
     writer: &'a mut PackedWriter,
-    method: Method,
+    /// Where matrices that are already rounded are.
+    work: Option<&'a Work>,
     progress: &'a dyn Progress,
     peak_bytes: u64,
 }
@@ -183,9 +296,37 @@ impl Pass<'_> {
             return Err(QuantizeError::Cancelled);
         }
         self.writer.begin_tensor(&plan.name, &plan.shape, &plan.encoding)?;
-        let tally =
-            if plan.shape.len() == 1 { self.vector(plan, data)? } else { self.matrix(plan, data)? };
+        let tally = if plan.shape.len() == 1 {
+            self.vector(plan, data)?
+        } else if let Some(bytes) = self.rounded(plan)? {
+            self.copy(plan, data, &bytes)?
+        } else {
+            self.matrix(plan, data)?
+        };
         self.writer.end_tensor();
+        Ok(tally)
+    }
+
+    fn rounded(&self, plan: &TensorPlan) -> Result<Option<Vec<u8>>> {
+        self.work.map_or(Ok(None), |work| work.read(&packed_file(&plan.name)))
+    }
+
+    /// Writes panels that are ready.
+    fn copy(&mut self, plan: &TensorPlan, data: &TensorData, bytes: &[u8]) -> Result<Tally> {
+        let (rows, cols) = (data.rows(), data.cols());
+        let panel_bytes = plan.encoding.panel_bytes(cols);
+        let job = PanelJob { plan, data, rounder: None };
+        let results: Vec<Result<Tally>> = bytes
+            .par_chunks_exact(panel_bytes)
+            .enumerate()
+            .map(|(panel, bytes)| job.measure(panel, &job.weights(panel)?, bytes))
+            .collect();
+        let mut tally = Tally::default();
+        for result in results {
+            tally.add(result?);
+        }
+        self.writer.write(bytes)?;
+        self.progress.advance((rows * cols) as u64);
         Ok(tally)
     }
 
@@ -211,8 +352,7 @@ impl Pass<'_> {
         let mut packed = vec![0u8; batch * panel_bytes];
         let in_flight = batch.min(rayon::current_num_threads()) * decoded_bytes;
         self.peak_bytes = self.peak_bytes.max((packed.len() + in_flight) as u64);
-        let method = self.method;
-        let job = PanelJob { plan, data, rounder: RowRounder::new(&plan.encoding), method };
+        let job = PanelJob { plan, data, rounder: RowRounder::new(&plan.encoding) };
         let progress = self.progress;
         let mut tally = Tally::default();
         for first in (0..panels).step_by(batch) {
@@ -246,39 +386,45 @@ struct PanelJob<'a> {
     plan: &'a TensorPlan,
     data: &'a TensorData,
     rounder: Option<RowRounder>,
-    method: Method,
 }
 
 impl PanelJob<'_> {
     /// Decodes, rounds and packs one panel, then measures what was packed.
     fn run(&self, panel: usize, bytes: &mut [u8]) -> Result<Tally> {
-        let (rows, cols) = (self.data.rows(), self.data.cols());
-        let first = panel * PANEL_ROWS;
-        let count = PANEL_ROWS.min(rows - first);
-        let mut weights = vec![0.0f32; count * cols];
-        for (r, row) in weights.chunks_exact_mut(cols).enumerate() {
-            self.data.decode_row(first + r, row);
-            check_finite(&self.plan.name, first + r, row)?;
-        }
+        let cols = self.data.cols();
+        let weights = self.weights(panel)?;
         let codec = &self.plan.encoding;
         match &self.rounder {
             None => codec.encode_dense_panel(&weights, cols, bytes),
             Some(rounder) => {
-                self.check_magnitude(first, &weights)?;
-                let quantized: Vec<QuantizedRow> = weights
-                    .chunks_exact(cols)
-                    .map(|row| match self.method {
-                        Method::Rtn => rounder.round(row, None),
-                    })
-                    .collect();
+                self.check_magnitude(panel * PANEL_ROWS, &weights)?;
+                let rows = weights.chunks_exact(cols).map(|row| rounder.round(row, None));
+                let quantized: Vec<QuantizedRow> = rows.collect();
                 codec.pack_panel(&quantized, cols, bytes);
             }
         }
+        self.measure(panel, &weights, bytes)
+    }
+
+    /// The weights of a panel's rows.
+    fn weights(&self, panel: usize) -> Result<Vec<f32>> {
+        let (rows, cols) = (self.data.rows(), self.data.cols());
+        let first = panel * PANEL_ROWS;
+        let mut weights = vec![0.0f32; PANEL_ROWS.min(rows - first) * cols];
+        for (r, row) in weights.chunks_exact_mut(cols).enumerate() {
+            self.data.decode_row(first + r, row);
+            check_finite(&self.plan.name, first + r, row)?;
+        }
+        Ok(weights)
+    }
+
+    /// The error of a packed panel.
+    fn measure(&self, panel: usize, weights: &[f32], bytes: &[u8]) -> Result<Tally> {
         let mut tally = Tally::default();
-        let mut stored = vec![0.0f32; cols];
-        for (r, row) in weights.chunks_exact(cols).enumerate() {
-            codec.decode_row(bytes, r, &mut stored);
-            tally.add(compare(self.plan, first + r, row, &stored)?);
+        let mut stored = vec![0.0f32; self.data.cols()];
+        for (r, row) in weights.chunks_exact(stored.len()).enumerate() {
+            self.plan.encoding.decode_row(bytes, r, &mut stored);
+            tally.add(compare(self.plan, panel * PANEL_ROWS + r, row, &stored)?);
         }
         Ok(tally)
     }
@@ -294,7 +440,7 @@ impl PanelJob<'_> {
     }
 }
 
-fn check_finite(tensor: &str, row: usize, values: &[f32]) -> Result<()> {
+pub(crate) fn check_finite(tensor: &str, row: usize, values: &[f32]) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
         Some(col) => {

@@ -1,31 +1,83 @@
 //! What to do with each tensor.
 
+use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
 use gristmill_formats::codec::{Codec, CodecId, NamedGrid};
 use gristmill_formats::model::{ModelSpec, TensorRole, TensorSpec};
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 
-use crate::{QuantizeError, Result};
+use crate::awq::Judge;
+use crate::plan::TensorPlan;
+use crate::{Calibration, QuantizeError, Result};
 
 /// How weights are rounded to the values of a codec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Method {
     /// Each weight to the nearest value, under scales searched per block (`rtn`).
     #[default]
+    #[serde(rename = "rtn")]
     Rtn,
+    /// Errors of weights already rounded are made up for by those that follow (`gptq`).
+    #[serde(rename = "gptq")]
+    Gptq,
+    /// Channels are scaled so that those that matter are rounded more finely, then as `rtn` with
+    /// columns weighed by their activations (`awq`).
+    #[serde(rename = "awq")]
+    Awq,
+    /// Channels are scaled as by `awq`, then as `gptq` (`awq+gptq`).
+    #[serde(rename = "awq+gptq")]
+    AwqGptq,
+    /// Channels are scaled where that helps error feedback too, and each matrix is rounded in whichever
+    /// way is predicted to lose least (`auto`).
+    #[serde(rename = "auto")]
+    Auto,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Rtn];
+    pub const ALL: [Self; 5] = [Self::Rtn, Self::Gptq, Self::Awq, Self::AwqGptq, Self::Auto];
 
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rtn => "rtn",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
+            Self::AwqGptq => "awq+gptq",
+            Self::Auto => "auto",
+        }
+    }
+
+    /// Whether it looks at a calibration text.
+    pub fn is_calibrated(self) -> bool {
+        self != Self::Rtn
+    }
+
+    /// Whether it feeds errors back.
+    pub(crate) fn feeds_back(self) -> bool {
+        !matches!(self, Self::Rtn | Self::Awq)
+    }
+
+    /// The same on scaled channels.
+    pub(crate) fn with_scales(self) -> Self {
+        match self {
+            Self::Rtn => Self::Awq,
+            Self::Gptq => Self::AwqGptq,
+            scaled => scaled,
+        }
+    }
+
+    /// What it asks of the scales of channels; `None` when it leaves them.
+    pub(crate) fn scales(self) -> Option<Judge> {
+        match self {
+            Self::Rtn | Self::Gptq => None,
+            Self::Awq | Self::AwqGptq => Some(Judge::Plain),
+            Self::Auto => Some(Judge::Best),
         }
     }
 }
@@ -83,15 +135,35 @@ pub struct Recipe {
     pub vectors: CodecId,
     /// Exceptions; the first that matches a tensor wins.
     pub overrides: Vec<Override>,
-    /// Table of the q4 tensors.
+    /// Table of the tensors whose codec has a table of its width; other widths have their default.
     pub grid: NamedGrid,
     /// How to round.
     pub method: Method,
+    /// What a calibrated method looks at.
+    pub calibration: Option<Calibration>,
+    /// Bytes that the file may have: then each matrix without an exception gets the codec that serves
+    /// the whole best, and `default` is not used.
+    pub file_bytes: Option<u64>,
+    /// Codecs of single matrices, by name, where no exception decides: what [`Self::file_bytes`] leads
+    /// to.
+    pub chosen: HashMap<String, CodecId>,
+    /// How often coordinate descent goes over a matrix after error feedback.
+    pub sweeps: usize,
+    /// Whether to continue what an interrupted run left beside the output.
+    pub resume: bool,
 }
 
 /// Widths that can be asked for, and their codecs.
-const WIDTHS: [(u32, CodecId); 4] =
-    [(4, CodecId::Q4), (8, CodecId::Q8), (16, CodecId::Bf16), (32, CodecId::F32)];
+const WIDTHS: [(u32, CodecId); 8] = [
+    (2, CodecId::Q2),
+    (3, CodecId::Q3),
+    (4, CodecId::Q4),
+    (5, CodecId::Q5),
+    (6, CodecId::Q6),
+    (8, CodecId::Q8),
+    (16, CodecId::Bf16),
+    (32, CodecId::F32),
+];
 
 /// How many names an error shows as examples.
 const EXAMPLE_NAMES: usize = 3;
@@ -105,6 +177,11 @@ impl Recipe {
             overrides: Vec::new(),
             grid: NamedGrid::Mix4,
             method: Method::Rtn,
+            calibration: None,
+            file_bytes: None,
+            chosen: HashMap::new(),
+            sweeps: 0,
+            resume: false,
         }
     }
 
@@ -139,8 +216,18 @@ impl Recipe {
             CodecId::Bf16 => Codec::Bf16,
             CodecId::F16 => Codec::F16,
             CodecId::Q8 => Codec::Q8,
-            CodecId::Q4 => Codec::Q4(self.grid.grid()),
+            CodecId::Q6 | CodecId::Q5 | CodecId::Q4 | CodecId::Q3 | CodecId::Q2 => {
+                Codec::Table(self.table(id).grid())
+            }
         }
+    }
+
+    /// The table of a table codec.
+    fn table(&self, id: CodecId) -> NamedGrid {
+        if self.grid.grid().bits() == id.code_bits() {
+            return self.grid;
+        }
+        NamedGrid::default_for(id.code_bits())
     }
 
     /// The codec of every tensor of a model, in the order of [`ModelSpec::tensors`].
@@ -156,12 +243,17 @@ impl Recipe {
         tensors.into_iter().map(|tensor| self.assign(tensor)).collect()
     }
 
+    /// Whether the codec of a matrix is open to choice under [`Self::file_bytes`].
+    pub(crate) fn is_free(&self, tensor: &TensorPlan) -> bool {
+        tensor.shape.len() == 2 && !self.overrides.iter().any(|o| o.pattern.is_match(&tensor.name))
+    }
+
     fn assign(&self, tensor: TensorSpec) -> Result<(TensorSpec, Codec)> {
         let vector = tensor.role == TensorRole::Vector;
         let id = match self.overrides.iter().find(|o| o.applies_to(&tensor)) {
             Some(o) => o.codec,
             None if vector => self.vectors,
-            None => self.default,
+            None => self.chosen.get(&tensor.name).copied().unwrap_or(self.default),
         };
         if vector && !id.is_dense() {
             let (pattern, tensor) = ("vectors".into(), tensor.name);
@@ -188,11 +280,23 @@ fn unused_override(unused: &Override, tensors: &[TensorSpec]) -> QuantizeError {
 /// Everything needed to do it again, e.g. `rtn q4 grid=iq4-nl vectors=f32 codec:^embed$=q8`.
 impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.method, self.default)?;
-        if self.default == CodecId::Q4 || self.overrides.iter().any(|o| o.codec == CodecId::Q4) {
-            write!(f, " grid={}", self.grid.name())?;
+        match self.file_bytes {
+            Some(bytes) => write!(f, "{} size={bytes}", self.method)?,
+            None => write!(f, "{} {}", self.method, self.default)?,
+        }
+        let codecs = self.overrides.iter().map(|o| o.codec).chain([self.default]);
+        let tables: BTreeSet<_> = codecs.filter(|codec| codec.has_table()).collect();
+        for (i, codec) in tables.into_iter().enumerate() {
+            let separator = if i == 0 { " grid=" } else { "," };
+            write!(f, "{separator}{}", self.table(codec).name())?;
         }
         write!(f, " vectors={}", self.vectors)?;
+        if self.sweeps > 0 {
+            write!(f, " refine={}", self.sweeps)?;
+        }
+        if let Some(calibration) = &self.calibration {
+            write!(f, " calib={calibration}")?;
+        }
         for o in &self.overrides {
             write!(f, " codec:{}={}", o.pattern, o.codec)?;
         }

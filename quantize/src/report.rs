@@ -4,6 +4,7 @@ use gristmill_formats::codec::CodecId;
 use gristmill_formats::container::Provenance;
 use serde::Serialize;
 
+use crate::calibrate::{Calibration, RoundedTensor};
 use crate::plan::PartBytes;
 
 /// Version of the layout of `report.json`; it grows when a field changes its meaning or goes.
@@ -32,6 +33,11 @@ pub struct Report {
     pub bytes_per_token: u64,
     /// Squared error of all weights over their squared norm.
     pub relative_error: f64,
+    /// What was calibrated on; null when nothing was.
+    pub calibration: Option<CalibrationReport>,
+    /// Sum of what rounding each matrix was predicted to cost, nats per token; null without
+    /// calibration. Loss that 8-bit activations cost at run time is not in it.
+    pub predicted_kld: Option<f64>,
     /// Time from start to the finished file.
     pub seconds: f64,
     /// Threads used.
@@ -41,6 +47,30 @@ pub struct Report {
     pub peak_batch_bytes: u64,
     /// The tensors in the order of the file.
     pub tensors: Vec<TensorReport>,
+}
+
+/// A calibration text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CalibrationReport {
+    /// What the text is called.
+    pub name: String,
+    /// BLAKE3 of the text.
+    pub blake3: String,
+    /// Tokens looked at.
+    pub tokens: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+}
+
+impl CalibrationReport {
+    pub(crate) fn of(calibration: &Calibration) -> Self {
+        Self {
+            name: calibration.name.clone(),
+            blake3: calibration.digest.clone(),
+            tokens: calibration.tokens.len(),
+            sequence: calibration.sequence,
+        }
+    }
 }
 
 /// What became of one tensor.
@@ -60,4 +90,6 @@ pub struct TensorReport {
     pub relative_error: f64,
     /// Time it took, writing included.
     pub seconds: f64,
+    /// How its weights were rounded; null when plainly, without calibration.
+    pub rounding: Option<RoundedTensor>,
 }

@@ -4,7 +4,7 @@
 //! grid. The search minimises the squared error of exactly that product, so what it chooses is what a
 //! reader gets. It works on rows scaled by a power of two to about 1, where nothing under- or overflows.
 
-use gristmill_formats::codec::{BLOCK_COLS, Codec, QuantizedRow, block_count};
+use gristmill_formats::codec::{BLOCK_COLS, Codec, QuantizedRow};
 use half::bf16;
 
 use crate::levels::{
@@ -46,7 +46,7 @@ impl RowRounder {
     pub fn new(codec: &Codec) -> Option<Self> {
         let kind = match codec {
             Codec::Q8 => Kind::Int8(Int8Levels),
-            Codec::Q4(grid) => Kind::Table(TableLevels::new(grid)),
+            Codec::Table(grid) => Kind::Table(TableLevels::new(grid)),
             Codec::F32 | Codec::Bf16 | Codec::F16 => return None,
         };
         Some(Self { kind })
@@ -84,37 +84,66 @@ enum Effort {
     Search,
 }
 
-/// A row scaled by a power of two, in blocks; the last one is padded with weightless zeros.
-struct ScaledRow {
-    blocks: Vec<Block>,
-    weights: Vec<Block>,
-    /// The row is the blocks times `2^exponent`.
+/// How the weights and importances of a row are brought to about 1.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowUnits {
+    /// The row is the scaled one times `2^exponent`.
     exponent: i32,
+    /// `2^-exponent`.
+    down: f64,
+    /// Factor on importances.
+    importance: f64,
 }
 
-impl ScaledRow {
-    fn new(row: &[f32], importance: Option<&[f32]>) -> Self {
-        if let Some(importance) = importance {
-            assert_eq!(importance.len(), row.len(), "one importance per column");
-        }
+impl RowUnits {
+    fn of(row: &[f32], importance: Option<&[f32]>) -> Self {
         let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         assert!(
             largest < MAX_MAGNITUDE && row.iter().all(|x| x.is_finite()),
             "weights are finite and small enough"
         );
         let exponent = if largest > 0.0 { f64::from(largest).log2().floor() as i32 } else { 0 };
-        let down = exp2(-exponent);
-        let mut blocks = vec![[0.0f32; BLOCK_COLS]; block_count(row.len())];
-        for (block, source) in blocks.iter_mut().zip(row.chunks(BLOCK_COLS)) {
-            for (b, &x) in block.iter_mut().zip(source) {
-                *b = (f64::from(x) * down) as f32;
-            }
+        let mut factor = 1.0;
+        if let Some(importance) = importance {
+            assert_eq!(importance.len(), row.len(), "one importance per column");
+            assert!(
+                importance.iter().all(|w| w.is_finite() && *w >= 0.0),
+                "importance is finite and not negative"
+            );
+            let largest = importance.iter().fold(0.0f32, |m, &w| m.max(w));
+            factor = if largest > 0.0 { 1.0 / f64::from(largest) } else { 0.0 };
         }
-        Self { weights: weights(&blocks, row.len(), importance), blocks, exponent }
+        Self { exponent, down: exp2(-exponent), importance: factor }
     }
 
-    fn is_zero(&self) -> bool {
-        self.blocks.iter().flatten().all(|&x| x == 0.0)
+    /// One weight, scaled.
+    pub(crate) fn scaled(&self, weight: f32) -> f32 {
+        (f64::from(weight) * self.down) as f32
+    }
+
+    /// At most a block of weights, scaled and padded with zeros.
+    pub(crate) fn block(&self, weights: &[f32]) -> Block {
+        let mut block = [0.0f32; BLOCK_COLS];
+        block.iter_mut().zip(weights).for_each(|(b, &x)| *b = self.scaled(x));
+        block
+    }
+
+    /// Importance of the columns of a scaled block of `cols` columns, 0 for padding. A block in which
+    /// only unimportant columns are non-zero weighs its columns the same, so that it still gets the
+    /// scale it would have without importance.
+    pub(crate) fn weights(&self, block: &Block, cols: usize, importance: Option<&[f32]>) -> Block {
+        let mut weights = [1.0f32; BLOCK_COLS];
+        if let Some(importance) = importance {
+            let mut scaled = [0.0f32; BLOCK_COLS];
+            for (s, &w) in scaled.iter_mut().zip(importance) {
+                *s = (f64::from(w) * self.importance) as f32;
+            }
+            if squared_norm(&scaled, block) > 0.0 {
+                weights = scaled;
+            }
+        }
+        weights[cols..].fill(0.0);
+        weights
     }
 
     /// The bf16 nearest to `scale` (at the size of the scaled row), moved by some steps. Never zero.
@@ -127,43 +156,43 @@ impl ScaledRow {
     }
 }
 
+/// A row at the size of its units, in blocks; the last one is padded with weightless zeros.
+struct ScaledRow {
+    units: RowUnits,
+    blocks: Vec<Block>,
+    weights: Vec<Block>,
+}
+
+impl ScaledRow {
+    fn new(row: &[f32], importance: Option<&[f32]>) -> Self {
+        let units = RowUnits::of(row, importance);
+        let blocks: Vec<Block> = row.chunks(BLOCK_COLS).map(|x| units.block(x)).collect();
+        let columns = |b: usize| b * BLOCK_COLS..row.len().min((b + 1) * BLOCK_COLS);
+        let weights = blocks.iter().enumerate().map(|(b, block)| {
+            let columns = columns(b);
+            units.weights(block, columns.len(), importance.map(|i| &i[columns]))
+        });
+        Self { weights: weights.collect(), blocks, units }
+    }
+
+    fn is_zero(&self) -> bool {
+        self.blocks.iter().flatten().all(|&x| x == 0.0)
+    }
+}
+
 /// A row scale as stored and at the size of the scaled row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct RowScale {
-    stored: bf16,
-    value: f32,
+pub(crate) struct RowScale {
+    pub(crate) stored: bf16,
+    pub(crate) value: f32,
+}
+
+impl RowScale {
+    const ZERO: Self = Self { stored: bf16::ZERO, value: 0.0 };
 }
 
 fn exp2(exponent: i32) -> f64 {
     f64::from(exponent).exp2()
-}
-
-/// Importance per column scaled to at most 1; a block in which only unimportant columns are non-zero
-/// weighs its columns the same, so that it still gets the scale it would have without importance.
-fn weights(blocks: &[Block], cols: usize, importance: Option<&[f32]>) -> Vec<Block> {
-    let mut weights = vec![[1.0f32; BLOCK_COLS]; blocks.len()];
-    if let Some(importance) = importance {
-        let largest = importance.iter().fold(0.0f32, |m, &w| m.max(w));
-        assert!(
-            importance.iter().all(|w| w.is_finite() && *w >= 0.0),
-            "importance is finite and not negative"
-        );
-        let norm = if largest > 0.0 { 1.0 / f64::from(largest) } else { 0.0 };
-        for (b, source) in importance.chunks(BLOCK_COLS).enumerate() {
-            let mut scaled = [0.0f32; BLOCK_COLS];
-            for (s, &w) in scaled.iter_mut().zip(source) {
-                *s = (f64::from(w) * norm) as f32;
-            }
-            if squared_norm(&scaled, &blocks[b]) > 0.0 {
-                weights[b] = scaled;
-            }
-        }
-    }
-    if let Some(last) = weights.last_mut() {
-        let used = cols - (blocks.len() - 1) * BLOCK_COLS;
-        last[used..].fill(0.0);
-    }
-    weights
 }
 
 /// Where the search of one block in one variant ended, before scales are quantized.
@@ -184,14 +213,14 @@ struct BlockIdeal {
 
 /// What a block gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Choice {
-    scale: u8,
-    variant: usize,
+pub(crate) struct Choice {
+    pub(crate) scale: u8,
+    pub(crate) variant: usize,
 }
 
 impl Choice {
     /// A block of zeros.
-    const ZERO: Self = Self { scale: 0, variant: 0 };
+    pub(crate) const ZERO: Self = Self { scale: 0, variant: 0 };
 }
 
 /// All scales of a row, and the squared error that they leave.
@@ -201,6 +230,49 @@ struct RowChoice {
     error: f64,
 }
 
+/// The row scale that the search finds for a row as it is.
+pub(crate) fn search_row_scale<L: Levels>(
+    levels: &L,
+    row: &[f32],
+    importance: Option<&[f32]>,
+) -> (RowUnits, RowScale) {
+    let row = ScaledRow::new(row, importance);
+    (row.units, search(levels, &row).row_scale)
+}
+
+/// The scale of a block under a row scale. `x` and `weights` are in the units of the row.
+pub(crate) fn search_block<L: Levels>(
+    levels: &L,
+    x: &Block,
+    weights: &Block,
+    row_scale: RowScale,
+) -> Choice {
+    if row_scale == RowScale::ZERO {
+        return Choice::ZERO;
+    }
+    choose_block(levels, x, weights, &ideal_scales(levels, x, weights), row_scale).0
+}
+
+fn search<L: Levels>(levels: &L, row: &ScaledRow) -> RowChoice {
+    let plain = absmax(levels, row);
+    if row.is_zero() {
+        return plain;
+    }
+    let ideals: Vec<BlockIdeal> =
+        row.blocks.iter().zip(&row.weights).map(|(x, w)| ideal_scales(levels, x, w)).collect();
+    let mut candidates = row_scale_candidates::<L>(row, &ideals);
+    if !candidates.contains(&plain.row_scale) {
+        candidates.push(plain.row_scale);
+    }
+    let mut best = RowChoice { error: f64::INFINITY, ..plain };
+    for row_scale in candidates {
+        if let Some(choice) = choose_blocks(levels, row, &ideals, row_scale, best.error) {
+            best = choice;
+        }
+    }
+    best
+}
+
 fn round_row<L: Levels>(
     levels: &L,
     row: &[f32],
@@ -208,17 +280,11 @@ fn round_row<L: Levels>(
     effort: Effort,
 ) -> QuantizedRow {
     let row = ScaledRow::new(row, importance);
-    let mut best = absmax(levels, &row);
-    if effort == Effort::Search {
-        let ideals: Vec<BlockIdeal> =
-            row.blocks.iter().zip(&row.weights).map(|(x, w)| ideal_scales(levels, x, w)).collect();
-        for row_scale in row_scale_candidates::<L>(&row, &ideals) {
-            if let Some(choice) = choose_blocks(levels, &row, &ideals, row_scale, best.error) {
-                best = choice;
-            }
-        }
-    }
-    store(levels, &row, &best)
+    let choice = match effort {
+        Effort::Absmax => absmax(levels, &row),
+        Effort::Search => search(levels, &row),
+    };
+    store(levels, &row, &choice)
 }
 
 /// The row as it is stored.
@@ -243,23 +309,26 @@ fn clip_free_scale(x: &Block, extremes: (f32, f32)) -> f32 {
     side(low, extremes.0).max(side(high, extremes.1))
 }
 
+/// The scale step next to the clip-free scale.
+fn clip_free_choice<L: Levels>(levels: &L, x: &Block, row_scale: RowScale) -> Choice {
+    let steps = clip_free_scale(x, levels.extremes(0)) / row_scale.value;
+    Choice { scale: steps.round().min(f32::from(L::MAX_SCALE)) as u8, variant: 0 }
+}
+
 /// Scales without a search. A row of zeros gets scales of zero.
 fn absmax<L: Levels>(levels: &L, row: &ScaledRow) -> RowChoice {
-    let extremes = levels.extremes(0);
-    let max_scale = f32::from(L::MAX_SCALE);
-    let scales: Vec<f32> = row.blocks.iter().map(|x| clip_free_scale(x, extremes)).collect();
-    let largest = scales.iter().fold(0.0f32, |m, &s| m.max(s));
     if row.is_zero() {
-        let row_scale = RowScale { stored: bf16::ZERO, value: 0.0 };
-        return RowChoice { row_scale, blocks: vec![Choice::ZERO; scales.len()], error: 0.0 };
+        let blocks = vec![Choice::ZERO; row.blocks.len()];
+        return RowChoice { row_scale: RowScale::ZERO, blocks, error: 0.0 };
     }
-    let row_scale = row.row_scale(largest / max_scale, 0);
+    let extremes = levels.extremes(0);
+    let largest = row.blocks.iter().fold(0.0f32, |m, x| m.max(clip_free_scale(x, extremes)));
+    let row_scale = row.units.row_scale(largest / f32::from(L::MAX_SCALE), 0);
     let mut error = 0.0f64;
-    let mut blocks = Vec::with_capacity(scales.len());
-    for (b, scale) in scales.iter().enumerate() {
-        let steps = (scale / row_scale.value).round().min(max_scale) as u8;
-        let choice = Choice { scale: steps, variant: 0 };
-        error += f64::from(choice_error(levels, row, b, choice, row_scale));
+    let mut blocks = Vec::with_capacity(row.blocks.len());
+    for (x, weights) in row.blocks.iter().zip(&row.weights) {
+        let choice = clip_free_choice(levels, x, row_scale);
+        error += f64::from(choice_error(levels, x, weights, choice, row_scale));
         blocks.push(choice);
     }
     RowChoice { row_scale, blocks, error }
@@ -269,12 +338,11 @@ fn absmax<L: Levels>(levels: &L, row: &ScaledRow) -> RowChoice {
 #[inline(always)]
 fn choice_error<L: Levels>(
     levels: &L,
-    row: &ScaledRow,
-    block: usize,
+    x: &Block,
+    weights: &Block,
     choice: Choice,
     row_scale: RowScale,
 ) -> f32 {
-    let (x, weights) = (&row.blocks[block], &row.weights[block]);
     if choice.scale == 0 {
         return squared_norm(weights, x);
     }
@@ -338,7 +406,7 @@ fn row_scale_candidates<L: Levels>(row: &ScaledRow, ideals: &[BlockIdeal]) -> Ve
     let smallest = largest / max_scale;
     let mut candidates = Vec::new();
     for steps in -1.. {
-        let candidate = row.row_scale(smallest, steps);
+        let candidate = row.units.row_scale(smallest, steps);
         if steps > 1 && candidate.value > smallest * ROW_SCALE_RANGE {
             break;
         }
@@ -371,7 +439,8 @@ fn choose_blocks<L: Levels>(
     let mut blocks = Vec::with_capacity(ideals.len());
     let mut total = 0.0f64;
     for (block, ideal) in ideals.iter().enumerate() {
-        let (choice, error) = choose_block(levels, row, block, ideal, row_scale);
+        let (x, weights) = (&row.blocks[block], &row.weights[block]);
+        let (choice, error) = choose_block(levels, x, weights, ideal, row_scale);
         total += f64::from(error);
         if total >= limit {
             return None;
@@ -383,12 +452,20 @@ fn choose_blocks<L: Levels>(
 
 fn choose_block<L: Levels>(
     levels: &L,
-    row: &ScaledRow,
-    block: usize,
+    x: &Block,
+    weights: &Block,
     ideal: &BlockIdeal,
     row_scale: RowScale,
 ) -> (Choice, f32) {
-    let mut best = (Choice::ZERO, choice_error(levels, row, block, Choice::ZERO, row_scale));
+    let mut best = (Choice::ZERO, squared_norm(weights, x));
+    let mut attempt = |choice: Choice| {
+        let error = choice_error(levels, x, weights, choice, row_scale);
+        if error < best.1 {
+            best = (choice, error);
+        }
+    };
+    // Never worse than without a search.
+    attempt(clip_free_choice(levels, x, row_scale));
     let max_scale = f32::from(L::MAX_SCALE);
     let bound = ideal.variants[ideal.best].error * VARIANT_MARGIN;
     for variant in 0..levels.variants() {
@@ -403,11 +480,7 @@ fn choose_block<L: Levels>(
         let first = (steps.floor() - reach).max(1.0) as u8;
         let last = (steps.ceil() + reach).min(max_scale) as u8;
         for scale in first..=last {
-            let choice = Choice { scale, variant };
-            let error = choice_error(levels, row, block, choice, row_scale);
-            if error < best.1 {
-                best = (choice, error);
-            }
+            attempt(Choice { scale, variant });
         }
     }
     best

@@ -14,13 +14,13 @@ use gristmill_eval::{
 use gristmill_formats::codec::CodecId;
 use gristmill_formats::container;
 use gristmill_formats::{Progress, Silent};
-use gristmill_quantize::Recipe;
+use gristmill_quantize::{Calibration, Method, Recipe};
 use gristmill_runtime::text::{Sampler, SamplerConfig};
 use gristmill_runtime::{EngineConfig, KvType};
 use serde::Serialize;
 
 use super::Session;
-use super::quantize::pack;
+use super::quantize::{calibration, pack};
 use crate::args::DemoArgs;
 use crate::error::{Interrupted, Outcome};
 use crate::generate::{Request, generate};
@@ -30,8 +30,15 @@ use crate::render::{self, Render, SCHEMA_VERSION, Table};
 use crate::source::{Source, open_packed};
 use crate::{embedded, interrupt, knobs};
 
-/// The rungs that are shown, widest first.
-const CODECS: [CodecId; 3] = [CodecId::Bf16, CodecId::Q8, CodecId::Q4];
+/// The rungs that are shown, widest first, and how they are rounded.
+const RUNGS: [(CodecId, Method); 6] = [
+    (CodecId::Bf16, Method::Rtn),
+    (CodecId::Q8, Method::Rtn),
+    (CodecId::Q4, Method::Rtn),
+    (CodecId::Q4, Method::Gptq),
+    (CodecId::Q3, Method::Rtn),
+    (CodecId::Q3, Method::Gptq),
+];
 const PROMPT: &str = "ROMEO:\n";
 const GENERATED_TOKENS: usize = 80;
 const REPORT_FILE: &str = "report.json";
@@ -113,9 +120,17 @@ pub(super) fn run(session: Session, args: &DemoArgs) -> Result<Outcome> {
     let mut rows = Vec::new();
     let mut smallest = checkpoint.clone();
     let mut circumstances = None;
-    for codec in CODECS {
-        let output = directory.join(format!("{}-{codec}.grist", embedded::NAME));
-        let packed = pack(&checkpoint, &Recipe::new(codec), &output, stage.threads, &progress)?;
+    for (codec, method) in RUNGS {
+        let name =
+            if method.is_calibrated() { format!("{codec} {method}") } else { codec.to_string() };
+        let file = format!("{}-{}.grist", embedded::NAME, name.replace(' ', "-"));
+        let output = directory.join(file);
+        let mut recipe = Recipe { method, ..Recipe::new(codec) };
+        if method.is_calibrated() {
+            let tokens = Calibration::DEFAULT_TOKENS;
+            recipe.calibration = Some(calibration(&checkpoint, None, tokens)?);
+        }
+        let packed = pack(&checkpoint, &recipe, &output, stage.threads, &progress)?;
         if let Some(damage) = container::verify(&open_packed(&output)?, &Silent).first() {
             bail!("{} is damaged: {}: {}", output.display(), damage.part, damage.detail);
         }
@@ -137,7 +152,7 @@ pub(super) fn run(session: Session, args: &DemoArgs) -> Result<Outcome> {
             });
         }
         rows.push(Row {
-            name: codec.name().into(),
+            name,
             file_bytes: quality.file_bytes,
             bits_per_weight: quality.bits_per_weight,
             quantize_seconds: Some(packed.report.seconds),

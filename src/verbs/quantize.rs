@@ -1,15 +1,21 @@
 //! `quantize`: pack a model into one file.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use gristmill_convert::{GgufOrigin, gguf_model};
 use gristmill_eval::{Protocol, QualityConfig, QualityReport, quality};
 use gristmill_formats::Progress;
 use gristmill_formats::container::{self, FOOTER_BYTES, Header, Provenance};
 use gristmill_formats::limits::PANEL_ALIGN;
-use gristmill_quantize::{Metadata, Plan, QuantizeError, Recipe, Report, plan_source, quantize};
+use gristmill_quantize::{
+    Calibration, GgufExport, GgufFileType, Metadata, Method, Plan, QuantizeError, Recipe, Report,
+    RoundedTensor, plan_source, quantize,
+};
 use gristmill_runtime::KvType;
 use serde::Serialize;
 
@@ -31,6 +37,18 @@ pub(super) struct Packed {
     pub(super) quality: Option<QualityReport>,
 }
 
+/// A GGUF file.
+#[derive(Debug, Serialize)]
+struct Exported {
+    schema_version: u32,
+    output: PathBuf,
+    file_type: &'static str,
+    file_bytes: u64,
+    seconds: f64,
+    /// What calibrated rounding did, by tensor.
+    matrices: BTreeMap<String, RoundedTensor>,
+}
+
 #[derive(Debug, Serialize)]
 struct DryRun {
     schema_version: u32,
@@ -40,7 +58,7 @@ struct DryRun {
 }
 
 pub(super) fn run(session: Session, args: &QuantizeArgs) -> Result<Outcome> {
-    let recipe = recipe(args)?;
+    let mut recipe = recipe(args)?;
     // Read before the work, so that a wrong name costs nothing.
     let text = args.measure.as_deref().map(measure::read_text).transpose()?;
     let source = Source::open(&args.model)?;
@@ -53,6 +71,21 @@ pub(super) fn run(session: Session, args: &QuantizeArgs) -> Result<Outcome> {
         render::emit(&result, session.json)?;
         return Ok(Outcome::Done);
     };
+
+    recipe.resume = args.resume;
+    recipe.sweeps = args.refine;
+    recipe.file_bytes = budget(args, &source);
+    if recipe.method.is_calibrated() {
+        recipe.calibration = Some(calibration(&source, args.calib.as_deref(), args.calib_tokens)?);
+    }
+    if let Some(file_type) = args.gguf {
+        let exported = export(&source, file_type, &recipe, output, threads)?;
+        if let Some(path) = &args.report {
+            write_report(path, &exported)?;
+        }
+        render::emit(&exported, session.json)?;
+        return Ok(Outcome::Done);
+    }
 
     let progress = TerminalProgress::new();
     let mut packed = pack(&source, &recipe, output, threads, &progress)?;
@@ -71,13 +104,41 @@ pub(super) fn run(session: Session, args: &QuantizeArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// What a calibrated method looks at: a file, or the text that is built in.
+pub(super) fn calibration(
+    source: &Source,
+    path: Option<&Path>,
+    tokens: usize,
+) -> Result<Calibration> {
+    let (name, text) = match path {
+        Some(path) => (path.display().to_string(), measure::read_text(path)?),
+        None => ("built-in text".to_owned(), Calibration::built_in_text()),
+    };
+    let ids = measure::tokenize(&source.tokenizer()?, &text)?.ids;
+    let context = source.model_source().spec().max_context as usize;
+    let sequence = Calibration::DEFAULT_SEQUENCE.min(context);
+    Ok(Calibration::new(&name, &text, &ids, sequence, tokens)?)
+}
+
 fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
     let mut recipe = Recipe::for_bits(args.bits).map_err(usage)?;
     for text in &args.codecs {
         recipe = recipe.with_override(text).map_err(usage)?;
     }
-    recipe.method = args.method;
+    let sized = args.size.is_some() || args.bpw.is_some();
+    recipe.method = args.method.unwrap_or(if sized { Method::Gptq } else { Method::Rtn });
+    if sized && !recipe.method.is_calibrated() {
+        let message =
+            format!("--size and --bpw need a calibrated method, {} is not", recipe.method);
+        return Err(Usage(message)).hint("leave --method out, or give --method gptq");
+    }
     Ok(recipe)
+}
+
+/// The bytes that the file may have; `None` when all matrices get the same codec.
+fn budget(args: &QuantizeArgs, source: &Source) -> Option<u64> {
+    let parameters = source.model_source().spec().parameter_count() as f64;
+    args.size.or_else(|| args.bpw.map(|bits| (bits * parameters / 8.0) as u64))
 }
 
 /// A recipe that cannot be followed is wrong usage, all else a failure.
@@ -109,6 +170,45 @@ pub(super) fn pack(
     let report =
         pool.install(|| quantize(&*model, recipe, output, &metadata, progress)).map_err(usage)?;
     Ok(Packed { output: output.into(), report, quality: None })
+}
+
+/// Writes a GGUF file.
+fn export(
+    source: &Source,
+    file_type: GgufFileType,
+    recipe: &Recipe,
+    output: &Path,
+    threads: Option<usize>,
+) -> Result<Exported> {
+    check_output(output, source)?;
+    let start = Instant::now();
+    let progress = TerminalProgress::new();
+    let model_source = source.model_source();
+    let model = gguf_model(&*model_source, GgufOrigin::default())?;
+    let files = source.files();
+    let export = GgufExport {
+        source: &*model_source,
+        model: &model,
+        file_type,
+        calibrated: recipe.calibration.is_some(),
+        source_paths: &files,
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build()?;
+    let (file_bytes, matrices) = pool.install(|| match &recipe.calibration {
+        Some(calibration) => export.write_calibrated(output, calibration, recipe.resume, &progress),
+        None => {
+            let bytes = export.write(output, &mut |_, _| Ok(None), &progress)?;
+            Ok((bytes, HashMap::new()))
+        }
+    })?;
+    Ok(Exported {
+        schema_version: SCHEMA_VERSION,
+        output: output.into(),
+        file_type: file_type.name(),
+        file_bytes,
+        seconds: start.elapsed().as_secs_f64(),
+        matrices: matrices.into_iter().collect(),
+    })
 }
 
 /// Refuses what would fail only after the source has been hashed.
@@ -213,7 +313,7 @@ fn settle_size(header: &mut Header, header_offset: u64) -> Result<u64> {
     Ok(file_bytes)
 }
 
-fn write_report(path: &Path, packed: &Packed) -> Result<()> {
+fn write_report(path: &Path, packed: &impl Serialize) -> Result<()> {
     let text = render::json_text(packed)?;
     let write = || fs::File::create(path)?.write_all(text.as_bytes());
     write().with_context(|| format!("cannot write {}", path.display()))
@@ -239,6 +339,13 @@ impl Render for Packed {
         facts.add("recipe", &report.recipe);
         sizes(&mut facts, report.file_bytes, report.bits_per_weight, report.bytes_per_token);
         facts.add("error", format_args!("{:.3e} of the weights' energy", report.relative_error));
+        if let Some(calibration) = &report.calibration {
+            let (name, tokens) = (&calibration.name, calibration.tokens);
+            facts.add("calibration", format_args!("{tokens} tokens of {name}"));
+        }
+        if let Some(predicted) = report.predicted_kld {
+            facts.add("predicted", format_args!("{predicted:.4} nats of divergence per token"));
+        }
         facts.add("time", format_args!("{:.1} s, {} threads", report.seconds, report.threads));
         let mut text = facts.text();
         if let Some(quality) = &self.quality {
@@ -246,6 +353,20 @@ impl Render for Packed {
             text.push_str(&quality.table());
         }
         text
+    }
+}
+
+impl Render for Exported {
+    fn text(&self) -> String {
+        let mut facts = Facts::default();
+        facts.add("wrote", self.output.display());
+        facts.add("type", format_args!("GGUF {}", self.file_type));
+        facts.add(
+            "size",
+            format_args!("{} ({} bytes)", render::bytes(self.file_bytes), self.file_bytes),
+        );
+        facts.add("time", format_args!("{:.1} s", self.seconds));
+        facts.text()
     }
 }
 

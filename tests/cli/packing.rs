@@ -137,7 +137,7 @@ fn a_bad_request_leaves_nothing_behind() {
     let said = quantize(&["-o", str(&missing)]).expect(1);
     assert!(said.stderr.contains("does not exist"), "{}", said.stderr);
     assert!(quantize(&["-o", str(directory.path())]).expect(2).stderr.contains("is a directory"));
-    assert!(quantize(&["-o", str(&output), "--bits", "3"]).expect(2).stderr.contains("4 (q4)"));
+    assert!(quantize(&["-o", str(&output), "--bits", "7"]).expect(2).stderr.contains("6 (q6)"));
     assert!(
         quantize(&["-o", str(&output), "--codec", "nope=q8"]).expect(2).stderr.contains("nope")
     );

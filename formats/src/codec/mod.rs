@@ -8,7 +8,7 @@
 //! |---|---|
 //! | f32, bf16, f16 | `cols` groups of 16 elements, padded to 64 bytes |
 //! | q8 | header, then `nb` blocks of 8 vectors of 64 bytes |
-//! | q4 | header, then `nb` blocks of 4 vectors of 64 bytes |
+//! | q6, q5, q4, q3, q2 | header, then `nb` blocks of 6, 5, 4, 3, 2 times 64 bytes |
 //!
 //! The header of a block codec is 16 row scales (bf16), then `nb` groups of 16 block scales (u8, one
 //! per row), padded to 64 bytes. See FORMAT.md for the bytes.
@@ -16,10 +16,10 @@
 mod dense;
 mod grid;
 mod panel;
-mod q4;
 mod q8;
+mod table;
 
-pub use grid::{Grid4, NamedGrid};
+pub use grid::{Grid, NamedGrid};
 pub use panel::{PanelHeader, QuantizedRow};
 
 use crate::limits::PANEL_ALIGN;
@@ -41,8 +41,8 @@ pub enum Codec {
     F16,
     /// 8-bit integers under block and row scales.
     Q8,
-    /// 4-bit codes into a table under block and row scales.
-    Q4(Grid4),
+    /// Codes of 2 to 6 bits into a table under block and row scales: q6, q5, q4, q3, q2.
+    Table(Grid),
 }
 
 /// A codec without its parameters: the rung of the ladder.
@@ -59,13 +59,31 @@ pub enum CodecId {
     F16,
     /// See [`Codec::Q8`].
     Q8,
-    /// See [`Codec::Q4`].
+    /// [`Codec::Table`] with 6 bits.
+    Q6,
+    /// [`Codec::Table`] with 5 bits.
+    Q5,
+    /// [`Codec::Table`] with 4 bits.
     Q4,
+    /// [`Codec::Table`] with 3 bits.
+    Q3,
+    /// [`Codec::Table`] with 2 bits.
+    Q2,
 }
 
 impl CodecId {
     /// All codecs, widest first.
-    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Q8, Self::Q4];
+    pub const ALL: [Self; 9] = [
+        Self::F32,
+        Self::Bf16,
+        Self::F16,
+        Self::Q8,
+        Self::Q6,
+        Self::Q5,
+        Self::Q4,
+        Self::Q3,
+        Self::Q2,
+    ];
 
     /// The name in files and on the command line.
     pub fn name(self) -> &'static str {
@@ -74,7 +92,11 @@ impl CodecId {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
             Self::Q8 => "q8",
+            Self::Q6 => "q6",
+            Self::Q5 => "q5",
             Self::Q4 => "q4",
+            Self::Q3 => "q3",
+            Self::Q2 => "q2",
         }
     }
 
@@ -83,14 +105,29 @@ impl CodecId {
         matches!(self, Self::F32 | Self::Bf16 | Self::F16)
     }
 
+    /// Whether codes are indices into a table.
+    pub fn has_table(self) -> bool {
+        matches!(self, Self::Q6 | Self::Q5 | Self::Q4 | Self::Q3 | Self::Q2)
+    }
+
+    /// Bits of an element or a code.
+    pub fn code_bits(self) -> u32 {
+        match self {
+            Self::F32 => 32,
+            Self::Bf16 | Self::F16 => 16,
+            Self::Q8 => 8,
+            Self::Q6 => 6,
+            Self::Q5 => 5,
+            Self::Q4 => 4,
+            Self::Q3 => 3,
+            Self::Q2 => 2,
+        }
+    }
+
     /// Bits per weight of a wide matrix: codes and block scales, without the row scales.
     pub fn nominal_bits(self) -> f64 {
-        match self {
-            Self::F32 => 32.0,
-            Self::Bf16 | Self::F16 => 16.0,
-            Self::Q8 => 8.25,
-            Self::Q4 => 4.25,
-        }
+        let block_scale = if self.is_dense() { 0.0 } else { 8.0 / BLOCK_COLS as f64 };
+        f64::from(self.code_bits()) + block_scale
     }
 }
 
@@ -129,26 +166,33 @@ impl Codec {
             Self::Bf16 => CodecId::Bf16,
             Self::F16 => CodecId::F16,
             Self::Q8 => CodecId::Q8,
-            Self::Q4(_) => CodecId::Q4,
+            Self::Table(grid) => match grid.bits() {
+                2 => CodecId::Q2,
+                3 => CodecId::Q3,
+                4 => CodecId::Q4,
+                5 => CodecId::Q5,
+                _ => CodecId::Q6,
+            },
+        }
+    }
+
+    /// The table of a table codec.
+    pub fn grid(&self) -> Option<&Grid> {
+        match self {
+            Self::Table(grid) => Some(grid),
+            _ => None,
         }
     }
 
     /// Bytes of one element of a dense codec.
     fn element_bytes(&self) -> Option<usize> {
-        match self {
-            Self::F32 => Some(4),
-            Self::Bf16 | Self::F16 => Some(2),
-            Self::Q8 | Self::Q4(_) => None,
-        }
+        let id = self.id();
+        id.is_dense().then_some(id.code_bits() as usize / 8)
     }
 
-    /// Bytes of one column block of a panel, without the header.
+    /// Bytes of the codes of one column block of a panel in a block codec.
     fn block_bytes(&self) -> usize {
-        match self {
-            Self::Q8 => q8::BLOCK_BYTES,
-            Self::Q4(_) => q4::BLOCK_BYTES,
-            Self::F32 | Self::Bf16 | Self::F16 => 0,
-        }
+        PANEL_ROWS * BLOCK_COLS * self.id().code_bits() as usize / 8
     }
 
     /// Bytes of one panel of `cols` columns: a multiple of 64.
@@ -207,7 +251,7 @@ impl Codec {
                 dense::decode_panel_row(self.id(), bytes, row, out);
             }
             Self::Q8 => q8::decode_row(bytes, row, out),
-            Self::Q4(grid) => q4::decode_row(grid, bytes, row, out),
+            Self::Table(grid) => table::decode_row(grid, bytes, row, out),
         }
     }
 
@@ -241,7 +285,7 @@ impl Codec {
         for (r, row) in rows.iter().enumerate() {
             match self {
                 Self::Q8 => q8::pack_row(row, r, cols, panel),
-                Self::Q4(_) => q4::pack_row(row, r, cols, panel),
+                Self::Table(grid) => table::pack_row(grid.bits(), row, r, cols, panel),
                 Self::F32 | Self::Bf16 | Self::F16 => panic!("{} has no codes", self.id()),
             }
         }

@@ -18,10 +18,10 @@ pub(super) fn header_bytes(cols: usize) -> usize {
 pub struct QuantizedRow {
     /// Scale of the row.
     pub row_scale: bf16,
-    /// One scale per block of 32 columns (its top bit is the table shift in q4).
+    /// One scale per block of 32 columns (its top bit is the table shift in table codecs).
     pub block_scales: Vec<u8>,
-    /// One code per column, padded with code 0's value-free twin to whole blocks: q8 codes are int8
-    /// in two's complement, q4 codes are table indices.
+    /// One code per column, padded to whole blocks: q8 codes are int8 in two's complement, those of
+    /// the table codecs are table indices.
     pub codes: Vec<u8>,
 }
 

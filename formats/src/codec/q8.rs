@@ -4,7 +4,7 @@
 use super::panel::{PanelHeader, QuantizedRow, header_bytes};
 use super::{BLOCK_COLS, PANEL_ROWS};
 
-pub(super) const BLOCK_BYTES: usize = PANEL_ROWS * BLOCK_COLS;
+const BLOCK_BYTES: usize = PANEL_ROWS * BLOCK_COLS;
 
 fn offset(row: usize, col: usize) -> usize {
     let (block, c) = (col / BLOCK_COLS, col % BLOCK_COLS);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Codec, CodecId, Grid4};
+use crate::codec::{Codec, CodecId, Grid};
 use crate::limits::{
     MAX_NAME_BYTES, MAX_TENSORS, MAX_TOKENIZER_SECTION_BYTES, PANEL_ALIGN, SECTION_ALIGN,
 };
@@ -40,10 +40,10 @@ pub struct TensorEntry {
     pub shape: Vec<u64>,
     /// Codec.
     pub codec: CodecId,
-    /// Table of a q4 tensor.
+    /// Table of a tensor in a table codec: 2 to the power of the codec's bits int8 values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub table: Option<[i8; 16]>,
-    /// Shift of a q4 tensor's table.
+    pub table: Option<Vec<i8>>,
+    /// Shift of that table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_shift: Option<i8>,
     /// First byte in the file.
@@ -139,16 +139,12 @@ pub struct TensorQuality {
 impl TensorEntry {
     /// An entry for a tensor whose place and digest are not known yet.
     pub(super) fn new(name: &str, shape: &[u64], codec: &Codec) -> Self {
-        let (table, table_shift) = match codec {
-            Codec::Q4(grid) => (Some(*grid.values()), Some(grid.shift())),
-            Codec::F32 | Codec::Bf16 | Codec::F16 | Codec::Q8 => (None, None),
-        };
         Self {
             name: name.into(),
             shape: shape.to_vec(),
             codec: codec.id(),
-            table,
-            table_shift,
+            table: codec.grid().map(|grid| grid.values().to_vec()),
+            table_shift: codec.grid().map(Grid::shift),
             offset: 0,
             bytes: 0,
             blake3: String::new(),
@@ -160,20 +156,22 @@ impl TensorEntry {
     /// # Errors
     /// When parameters are missing, invalid, or belong to another codec.
     pub fn codec(&self) -> Result<Codec> {
-        let codec = match (self.codec, self.table, self.table_shift) {
-            (CodecId::Q4, Some(table), Some(shift)) => Codec::Q4(Grid4::new(table, shift)?),
-            (CodecId::F32, None, None) => Codec::F32,
-            (CodecId::Bf16, None, None) => Codec::Bf16,
-            (CodecId::F16, None, None) => Codec::F16,
-            (CodecId::Q8, None, None) => Codec::Q8,
-            (id, ..) => {
-                return Err(FormatError::InvalidHeader(format!(
-                    "tensor `{}`: parameters do not fit codec {id}",
-                    self.name
-                )));
+        let invalid =
+            |what: String| FormatError::InvalidHeader(format!("tensor `{}`: {what}", self.name));
+        match (self.codec, &self.table, self.table_shift) {
+            (CodecId::F32, None, None) => Ok(Codec::F32),
+            (CodecId::Bf16, None, None) => Ok(Codec::Bf16),
+            (CodecId::F16, None, None) => Ok(Codec::F16),
+            (CodecId::Q8, None, None) => Ok(Codec::Q8),
+            (id, Some(table), Some(shift)) if id.has_table() => {
+                let (values, needed) = (table.len(), 1usize << id.code_bits());
+                if values != needed {
+                    return Err(invalid(format!("a table of {values} values, {id} has {needed}")));
+                }
+                Ok(Codec::Table(Grid::new(table, shift)?))
             }
-        };
-        Ok(codec)
+            (id, ..) => Err(invalid(format!("parameters do not fit codec {id}"))),
+        }
     }
 }
 

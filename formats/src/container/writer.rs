@@ -1,15 +1,18 @@
 //! Writing a packed file: tensors stream through, the file appears by rename or not at all.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use super::header::{Header, SectionEntry, TensorEntry};
 use super::reader::PackedFile;
 use super::superblock::{Superblock, VERSION};
 use crate::codec::Codec;
 use crate::limits::{MAX_HEADER_BYTES, PANEL_ALIGN, SECTION_ALIGN};
+use crate::output::Output;
 use crate::{FormatError, Result};
+
+const ALIGN: u64 = PANEL_ALIGN as u64;
 
 /// Writes `path.partial`, then renames it to `path`. Dropped before [`PackedWriter::finish`], it
 /// removes what it wrote.
@@ -26,15 +29,6 @@ struct OpenTensor {
     entry: TensorEntry,
     hasher: blake3::Hasher,
     written: u64,
-}
-
-/// The partial file and the position in it.
-#[derive(Debug)]
-struct Output {
-    file: Option<BufWriter<File>>,
-    partial: PathBuf,
-    path: PathBuf,
-    position: u64,
 }
 
 impl PackedWriter {
@@ -58,10 +52,10 @@ impl PackedWriter {
     /// When the tensor before is not complete.
     pub fn begin_tensor(&mut self, name: &str, shape: &[u64], codec: &Codec) -> Result<()> {
         assert!(self.open.is_none(), "a tensor is still open");
-        self.out.align()?;
+        self.out.align(ALIGN)?;
         let mut entry = TensorEntry::new(name, shape, codec);
         entry.bytes = codec.tensor_bytes(shape)?;
-        entry.offset = self.out.position;
+        entry.offset = self.out.position();
         self.open = Some(OpenTensor { entry, hasher: blake3::Hasher::new(), written: 0 });
         Ok(())
     }
@@ -97,9 +91,9 @@ impl PackedWriter {
     /// # Errors
     /// When writing fails.
     pub fn tokenizer(&mut self, section: &[u8]) -> Result<()> {
-        self.out.align()?;
+        self.out.align(ALIGN)?;
         self.tokenizer = Some(SectionEntry {
-            offset: self.out.position,
+            offset: self.out.position(),
             bytes: section.len() as u64,
             blake3: blake3::hash(section).to_hex().to_string(),
         });
@@ -120,8 +114,8 @@ impl PackedWriter {
         assert!(self.open.is_none(), "a tensor is still open");
         header.tensors = std::mem::take(&mut self.tensors);
         header.tokenizer = self.tokenizer.take();
-        self.out.align()?;
-        self.out.commit(&header)?;
+        self.out.align(ALIGN)?;
+        commit(self.out, &header)?;
         Ok(header)
     }
 }
@@ -149,96 +143,33 @@ pub fn rewrite_header(path: &Path, header: &Header) -> Result<()> {
         out.write(&buffer[..n])?;
         left -= n as u64;
     }
-    out.commit(header)
+    commit(out, header)
 }
 
-impl Output {
-    fn create(path: &Path) -> Result<Self> {
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&partial)
-            .map_err(FormatError::io(&partial))?;
-        let file = Some(BufWriter::with_capacity(1 << 20, file));
-        Ok(Self { file, partial, path: path.into(), position: 0 })
+/// Header, footer, superblock; everything reaches the disk before the name does.
+fn commit(mut out: Output, header: &Header) -> Result<()> {
+    let bytes = header.to_bytes()?;
+    if bytes.len() as u64 > MAX_HEADER_BYTES {
+        return Err(FormatError::Unsupported(format!("a header of {} bytes", bytes.len())));
     }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let file = self.file.as_mut().expect("open until committed");
-        file.write_all(bytes).map_err(FormatError::io(&self.partial))?;
-        self.position += bytes.len() as u64;
-        Ok(())
+    let header_offset = out.position();
+    // A writer that produced what a reader refuses would be found only by the user.
+    if Header::parse(&bytes, header_offset)? != *header {
+        return Err(FormatError::InvalidHeader(
+            "it does not read back as it was written: a number is not finite".into(),
+        ));
     }
-
-    fn pad_to(&mut self, position: u64) -> Result<()> {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        while self.position < position {
-            let n = ZEROS.len().min((position - self.position) as usize);
-            self.write(&ZEROS[..n])?;
-        }
-        Ok(())
-    }
-
-    fn align(&mut self) -> Result<()> {
-        self.pad_to(self.position.next_multiple_of(PANEL_ALIGN as u64))
-    }
-
-    /// Header, footer, superblock; everything reaches the disk before the name does.
-    fn commit(mut self, header: &Header) -> Result<()> {
-        let bytes = header.to_bytes()?;
-        if bytes.len() as u64 > MAX_HEADER_BYTES {
-            return Err(FormatError::Unsupported(format!("a header of {} bytes", bytes.len())));
-        }
-        let header_offset = self.position;
-        // A writer that produced what a reader refuses would be found only by the user.
-        if Header::parse(&bytes, header_offset)? != *header {
-            return Err(FormatError::InvalidHeader(
-                "it does not read back as it was written: a number is not finite".into(),
-            ));
-        }
-        self.write(&bytes)?;
-        self.align()?;
-        let superblock = Superblock {
-            version: VERSION,
-            required_features: 0,
-            optional_features: 0,
-            header_offset,
-            header_bytes: bytes.len() as u64,
-            file_bytes: self.position + super::FOOTER_BYTES as u64,
-            header_blake3: *blake3::hash(&bytes).as_bytes(),
-        };
-        self.write(&superblock.footer())?;
-        let io = FormatError::io;
-        let front = superblock.to_bytes();
-        let file = self.file.as_mut().expect("open until committed");
-        file.flush()
-            .and_then(|()| file.get_ref().sync_data())
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| file.write_all(&front))
-            .and_then(|()| file.flush())
-            .and_then(|()| file.get_ref().sync_all())
-            .map_err(io(&self.partial))?;
-        std::fs::rename(&self.partial, &self.path).map_err(io(&self.path))?;
-        // Only now is there nothing left for `drop` to remove.
-        self.file = None;
-        if let Some(directory) = self.path.parent() {
-            // Not every filesystem lets a directory be synced; the file itself is safe either way.
-            let directory =
-                if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-            let _ = File::open(directory).and_then(|d| d.sync_all());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = std::fs::remove_file(&self.partial);
-        }
-    }
+    out.write(&bytes)?;
+    out.align(ALIGN)?;
+    let superblock = Superblock {
+        version: VERSION,
+        required_features: 0,
+        optional_features: 0,
+        header_offset,
+        header_bytes: bytes.len() as u64,
+        file_bytes: out.position() + super::FOOTER_BYTES as u64,
+        header_blake3: *blake3::hash(&bytes).as_bytes(),
+    };
+    out.write(&superblock.footer())?;
+    out.publish(&superblock.to_bytes())
 }

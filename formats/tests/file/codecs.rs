@@ -2,7 +2,7 @@
 //! from shapes.
 
 use gristmill_formats::codec::{
-    BLOCK_COLS, Codec, CodecId, Grid4, NamedGrid, PANEL_ROWS, PanelHeader, QuantizedRow,
+    BLOCK_COLS, Codec, CodecId, Grid, NamedGrid, PANEL_ROWS, PanelHeader, QuantizedRow,
     block_count, panel_count,
 };
 use gristmill_formats::source::{Layout, TensorData};
@@ -16,7 +16,7 @@ const COLS: [usize; 9] = [1, 4, 31, 32, 33, 48, 63, 64, 576];
 
 fn random_row(codec: &Codec, cols: usize, rng: &mut Rng) -> QuantizedRow {
     let blocks = block_count(cols);
-    let mask = if codec.id() == CodecId::Q4 { 0x0f } else { 0xff };
+    let mask = 0xff >> (8 - codec.id().code_bits());
     QuantizedRow {
         row_scale: bf16::from_f32(rng.unit()),
         block_scales: rng.bytes(blocks),
@@ -24,24 +24,24 @@ fn random_row(codec: &Codec, cols: usize, rng: &mut Rng) -> QuantizedRow {
     }
 }
 
-fn grids() -> Vec<Grid4> {
+fn grids() -> Vec<Grid> {
     let mut grids: Vec<_> = NamedGrid::ALL.iter().map(|g| g.grid()).collect();
     grids.push(
-        Grid4::new([-128, -127, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 0, 0, 1, 2], 125).unwrap(),
+        Grid::new(&[-128, -127, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 0, 0, 1, 2], 125).unwrap(),
     );
-    grids.push(Grid4::new([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 127], -128).unwrap());
+    grids.push(Grid::new(&[0, 0, 0, 127], -128).unwrap());
     grids
 }
 
 fn block_codecs() -> Vec<Codec> {
-    std::iter::once(Codec::Q8).chain(grids().into_iter().map(Codec::Q4)).collect()
+    std::iter::once(Codec::Q8).chain(grids().into_iter().map(Codec::Table)).collect()
 }
 
 /// The weight that a code means.
 fn weight(codec: &Codec, row: &QuantizedRow, col: usize) -> f32 {
     let (scale, code) = (row.block_scales[col / BLOCK_COLS], row.codes[col]);
     let (scale, value) = match codec {
-        Codec::Q4(grid) => {
+        Codec::Table(grid) => {
             let shift = if scale & 0x80 == 0 { 0 } else { i32::from(grid.shift()) };
             (scale & 0x7f, i32::from(grid.values()[usize::from(code)]) + shift)
         }
@@ -79,38 +79,53 @@ fn packed_rows_decode_to_their_weights() {
     }
 }
 
+/// Where the documentation says that a bit of a code is: vector of the block and bit of its byte, for
+/// unpacked vector `v`.
+fn place(bits: usize, v: usize, bit: usize) -> (usize, usize) {
+    match (bits, bit) {
+        (8, _) => (v, bit),
+        (2, _) => (v / 4, v % 4 * 2 + bit),
+        (3, _) if v >= 6 => (bit, 3 + v % 2 * 4),
+        (6, 4..) => (4 + v / 4, v % 4 * 2 + bit - 4),
+        (5, 4) => (4, v),
+        _ => (v / 2, v % 2 * 4 + bit),
+    }
+}
+
 #[test]
-fn every_code_has_a_place_of_its_own() {
-    // One code at a time, all ones: the bits that it sets are its place.
+fn every_bit_of_a_code_has_a_place_of_its_own() {
+    // One bit at a time: the one that it sets is its place.
     let (cols, blocks) = (64, 2);
-    for (codec, bits) in [(Codec::Q8, 8usize), (Codec::Q4(NamedGrid::Int4.grid()), 4)] {
+    for bits in [8, 6, 5, 4, 3, 2] {
+        let codec = match bits {
+            8 => Codec::Q8,
+            _ => Codec::Table(NamedGrid::default_for(bits).grid()),
+        };
+        let bits = bits as usize;
         let mut taken = vec![0u8; codec.panel_bytes(cols)];
-        for r in 0..PANEL_ROWS {
-            for c in 0..cols {
-                let empty = QuantizedRow {
-                    row_scale: bf16::ZERO,
-                    block_scales: vec![0; blocks],
-                    codes: vec![0; cols],
-                };
-                let mut rows = vec![empty; PANEL_ROWS];
-                rows[r].codes[c] = 0xff >> (8 - bits);
-                let mut panel = vec![0; taken.len()];
-                codec.pack_panel(&rows, cols, &mut panel);
-                let set: Vec<usize> = (0..panel.len()).filter(|&i| panel[i] != 0).collect();
-                // Vectors of 64 bytes hold 16 rows of 32 / bits columns, four bytes a row.
-                let per_vector = 32 / bits;
-                let block_bytes = PANEL_ROWS * BLOCK_COLS * bits / 8;
-                let (b, in_block) = (c / BLOCK_COLS, c % BLOCK_COLS);
-                let (v, j) = (in_block / per_vector, in_block % per_vector);
-                let header = panel.len() - blocks * block_bytes;
-                let at = header + b * block_bytes + v * 64 + r * 4 + j % 4;
-                assert_eq!(set, [at], "row {r}, column {c}");
-                let nibble = if j < 4 { 0xff >> (8 - bits) } else { 0xf0 };
-                assert_eq!(panel[at], nibble);
-                assert_eq!(taken[at] & panel[at], 0, "row {r}, column {c} shares its bits");
-                taken[at] |= panel[at];
-            }
+        let header = taken.len() - blocks * bits * 64;
+        for (r, c, bit) in
+            (0..PANEL_ROWS * cols * bits).map(|i| (i / cols / bits, i / bits % cols, i % bits))
+        {
+            let empty = QuantizedRow {
+                row_scale: bf16::ZERO,
+                block_scales: vec![0; blocks],
+                codes: vec![0; cols],
+            };
+            let mut rows = vec![empty; PANEL_ROWS];
+            rows[r].codes[c] = 1 << bit;
+            let mut panel = vec![0; taken.len()];
+            codec.pack_panel(&rows, cols, &mut panel);
+            let set: Vec<usize> = (0..panel.len()).filter(|&i| panel[i] != 0).collect();
+            let (b, in_block) = (c / BLOCK_COLS, c % BLOCK_COLS);
+            let (vector, in_byte) = place(bits, in_block / 4, bit);
+            let at = header + (b * bits + vector) * 64 + r * 4 + in_block % 4;
+            assert_eq!(set, [at], "q{bits}: bit {bit} of row {r}, column {c}");
+            assert_eq!(panel[at], 1 << in_byte, "q{bits}: bit {bit} of row {r}, column {c}");
+            taken[at] |= panel[at];
         }
+        // As many bits as places: each has its own.
+        assert!(taken[header..].iter().all(|&byte| byte == 0xff), "q{bits}");
     }
 }
 
@@ -237,7 +252,10 @@ fn sizes_follow_from_the_shape() {
         assert_eq!(Codec::Bf16.panel_bytes(cols), (cols * 32).next_multiple_of(64));
         assert_eq!(Codec::F16.panel_bytes(cols), (cols * 32).next_multiple_of(64));
         assert_eq!(Codec::Q8.panel_bytes(cols), header + blocks * 512);
-        assert_eq!(Codec::Q4(NamedGrid::Nf4.grid()).panel_bytes(cols), header + blocks * 256);
+        for bits in Grid::MIN_BITS..=Grid::MAX_BITS {
+            let table = Codec::Table(NamedGrid::default_for(bits).grid());
+            assert_eq!(table.panel_bytes(cols), header + blocks * 64 * bits as usize);
+        }
     }
     for codec in block_codecs().into_iter().chain([Codec::F32, Codec::Bf16, Codec::F16]) {
         for rows in [1u64, 15, 16, 17, 32, 1000] {
@@ -307,37 +325,50 @@ fn grids_are_known_by_their_values() {
     for named in NamedGrid::ALL {
         let grid = named.grid();
         assert_eq!(grid.name(), Some(named.name()));
-        assert_eq!(Grid4::new(*grid.values(), grid.shift()).unwrap(), grid);
+        assert_eq!(Grid::new(grid.values(), grid.shift()).unwrap(), grid);
+        assert_eq!(grid.values().len(), 1 << grid.bits());
         assert!(grid.values().windows(2).all(|pair| pair[0] < pair[1]));
         for code in 0..=255u8 {
             let value = grid.value(code, false);
-            assert_eq!(value, grid.values()[usize::from(code % 16)]);
+            assert_eq!(value, grid.values()[usize::from(code) % grid.values().len()]);
+            assert_eq!(value, grid.repeated()[usize::from(code) % 64]);
             let shifted = i32::from(value) + i32::from(grid.shift());
             assert_eq!(i32::from(grid.value(code, true)), shifted);
         }
     }
     assert_eq!(grids().last().unwrap().name(), None);
+    for bits in Grid::MIN_BITS..=Grid::MAX_BITS {
+        let grid = NamedGrid::default_for(bits).grid();
+        assert_eq!(grid.bits(), bits);
+        assert_eq!(Codec::Table(grid).id().name(), format!("q{bits}"));
+    }
 }
 
 proptest! {
     #[test]
     fn a_grid_is_accepted_exactly_when_it_increases_within_int8(
-        mut values in any::<[i8; 16]>(), shift in any::<i8>(), sorted in any::<bool>()
+        mut values in prop::collection::vec(any::<i8>(), 1usize..70),
+        width in 0u32..8, shift in any::<i8>(), sorted in any::<bool>()
     ) {
+        if let Some(bits) = width.checked_sub(1) {
+            values.resize(1 << bits, 0);
+        }
         if sorted {
             values.sort_unstable();
         }
+        let count = [4, 8, 16, 32, 64].contains(&values.len());
         let increases = values.windows(2).all(|pair| pair[0] <= pair[1]);
         let fits = values.iter().all(|&v| (-128..=127).contains(&(i32::from(v) + i32::from(shift))));
-        prop_assert_eq!(Grid4::new(values, shift).is_ok(), increases && fits);
+        prop_assert_eq!(Grid::new(&values, shift).is_ok(), count && increases && fits);
     }
 
     #[test]
     fn any_bytes_of_the_right_length_decode_without_panic(
-        cols in 0usize..150, seed in any::<u64>(), which in 0usize..6
+        cols in 0usize..150, seed in any::<u64>(), which in any::<prop::sample::Index>()
     ) {
-        let codec = [Codec::F32, Codec::Bf16, Codec::F16].into_iter().chain(block_codecs()).nth(which);
-        let codec = codec.expect("six codecs");
+        let dense = [Codec::F32, Codec::Bf16, Codec::F16];
+        let codecs: Vec<_> = dense.into_iter().chain(block_codecs()).collect();
+        let codec = which.get(&codecs);
         let panel = Rng::new(seed).bytes(codec.panel_bytes(cols));
         for row in 0..PANEL_ROWS {
             codec.decode_row(&panel, row, &mut vec![0.0; cols]);

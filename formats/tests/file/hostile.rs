@@ -158,6 +158,13 @@ fn shapes_and_codecs_that_do_not_fit_are_refused() {
     attack.refused("a table of 17", |h| {
         h["tensors"][q4]["table"].as_array_mut().unwrap().push(json!(127));
     });
+    for (codec, bits) in [("q6", 6), ("q5", 5), ("q3", 3), ("q2", 2)] {
+        let error = attack.refused(&format!("{codec} with a table of 16"), |h| {
+            h["tensors"][q4]["codec"] = json!(codec);
+        });
+        let expected = format!("a table of 16 values, {codec} has {}", 1 << bits);
+        assert!(error.contains(&expected), "{error}");
+    }
     attack.refused("a table out of order", |h| {
         h["tensors"][q4]["table"].as_array_mut().unwrap().swap(3, 4);
     });

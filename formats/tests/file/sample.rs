@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use gristmill_formats::SharedBytes;
-use gristmill_formats::codec::{Codec, Grid4, NamedGrid};
+use gristmill_formats::codec::{Codec, Grid, NamedGrid};
 use gristmill_formats::container::{
     Header, PackedFile, PackedWriter, Provenance, QualityReport, SourceFile, Superblock,
     TensorQuality, VERSION,
@@ -110,10 +110,13 @@ pub(crate) fn codec(index: usize, role: TensorRole) -> Codec {
     if role == TensorRole::Vector {
         return dense[index % 3].clone();
     }
-    let learned = std::array::from_fn(|i| (i * i / 2) as i8 - 60);
-    let learned = Grid4::new(learned, -7).expect("increasing and within int8");
-    let block = [Codec::Q8, Codec::Q4(NamedGrid::Nf4.grid()), Codec::Q4(learned)];
-    dense.into_iter().chain(block).nth(index % 6).expect("six codecs")
+    let learned: [i8; 16] = std::array::from_fn(|i| (i * i / 2) as i8 - 60);
+    let learned = Grid::new(&learned, -7).expect("increasing and within int8");
+    let named =
+        [NamedGrid::Nf4, NamedGrid::Mix6, NamedGrid::Mix5, NamedGrid::Mix3, NamedGrid::Mix2];
+    let tables = named.map(|g| g.grid()).into_iter().chain([learned]).map(Codec::Table);
+    let codecs: Vec<_> = dense.into_iter().chain([Codec::Q8]).chain(tables).collect();
+    codecs[index % codecs.len()].clone()
 }
 
 pub(crate) fn tokenizer() -> TokenizerData {

@@ -1,11 +1,13 @@
 //! What goes wrong leaves nothing behind and says what to do.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use gristmill_formats::{FormatError, Progress, Silent};
+use gristmill_formats::codec::CodecId;
+use gristmill_formats::{FormatError, Silent};
 use gristmill_quantize::{Metadata, QuantizeError, Recipe, quantize};
 
+use crate::calibration::gptq;
+use crate::progress::CancelAfter;
 use crate::source::TestSource;
 
 fn q4() -> Recipe {
@@ -25,7 +27,7 @@ fn unusable_weights_are_named_by_position() {
         // Two of them: the first is reported whatever the threads do.
         source.set("layers.1.mlp.up", 70 * 48 + 5, value);
         source.set("layers.1.mlp.up", 20 * 48 + 7, value);
-        for recipe in [q4(), Recipe::for_bits(16).expect("a width")] {
+        for recipe in [q4(), Recipe::for_bits(16).expect("a width"), gptq(CodecId::Q4)] {
             match quantize(&source, &recipe, &out, &Metadata::default(), &Silent) {
                 Err(QuantizeError::NotFinite { tensor, row, col, .. }) => {
                     assert_eq!((tensor.as_str(), row, col), ("layers.1.mlp.up", 20, 7));
@@ -50,26 +52,6 @@ fn unusable_weights_are_named_by_position() {
     }
 }
 
-/// Cancels once some weights are done.
-struct CancelAfter {
-    done: AtomicU64,
-    limit: u64,
-}
-
-impl Progress for CancelAfter {
-    fn begin(&self, _: &str, _: u64, _: &str) {}
-
-    fn advance(&self, units: u64) {
-        self.done.fetch_add(units, Ordering::Relaxed);
-    }
-
-    fn note(&self, _: &str) {}
-
-    fn cancelled(&self) -> bool {
-        self.done.load(Ordering::Relaxed) >= self.limit
-    }
-}
-
 #[test]
 fn cancelling_leaves_nothing_and_keeps_the_old_file() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -81,16 +63,16 @@ fn cancelling_leaves_nothing_and_keeps_the_old_file() {
         source.spec().parameter_count()
     };
     for limit in [0, 1, 5_000, all - 1, all] {
-        let progress = CancelAfter { done: AtomicU64::new(0), limit };
+        let progress = CancelAfter::units(limit);
         let result = quantize(&source, &q4(), &out, &Metadata::default(), &progress);
         assert!(matches!(result, Err(QuantizeError::Cancelled)), "{limit}: {result:?}");
         assert_eq!(entries(dir.path()), 1);
         assert_eq!(std::fs::read(&out).expect("the old file"), b"old");
     }
     // Every weight is counted once.
-    let progress = CancelAfter { done: AtomicU64::new(0), limit: u64::MAX };
+    let progress = CancelAfter::never();
     quantize(&source, &q4(), &out, &Metadata::default(), &progress).expect("a packed file");
-    assert_eq!(progress.done.into_inner(), all);
+    assert_eq!(progress.units_done(), all);
 }
 
 #[test]

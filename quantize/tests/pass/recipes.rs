@@ -11,13 +11,20 @@ fn q4() -> Recipe {
 
 #[test]
 fn widths_have_codecs() {
-    for (bits, codec) in
-        [(4, CodecId::Q4), (8, CodecId::Q8), (16, CodecId::Bf16), (32, CodecId::F32)]
-    {
+    for (bits, codec) in [
+        (2, CodecId::Q2),
+        (3, CodecId::Q3),
+        (4, CodecId::Q4),
+        (5, CodecId::Q5),
+        (6, CodecId::Q6),
+        (8, CodecId::Q8),
+        (16, CodecId::Bf16),
+        (32, CodecId::F32),
+    ] {
         assert_eq!(Recipe::for_bits(bits).expect("a width").default, codec);
     }
-    let error = Recipe::for_bits(5).expect_err("no codec has 5 bits").to_string();
-    for available in ["4 (q4)", "8 (q8)", "16 (bf16)", "32 (f32)"] {
+    let error = Recipe::for_bits(7).expect_err("no codec has 7 bits").to_string();
+    for available in ["2 (q2)", "5 (q5)", "8 (q8)", "16 (bf16)", "32 (f32)"] {
         assert!(error.contains(available), "{error}");
     }
 }
@@ -39,7 +46,7 @@ fn the_first_override_that_matches_wins() {
 fn the_grid_is_the_recipes() {
     let recipe = Recipe { grid: NamedGrid::Nf4, ..q4() };
     let codecs = recipe.resolve(&spec(true)).expect("codecs");
-    assert_eq!(codecs[0].1, Codec::Q4(NamedGrid::Nf4.grid()));
+    assert_eq!(codecs[0].1, Codec::Table(NamedGrid::Nf4.grid()));
     assert_eq!(recipe.to_string(), "rtn q4 grid=nf4 vectors=f32");
 }
 

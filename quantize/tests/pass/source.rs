@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use gristmill_formats::codec::Codec;
 use gristmill_formats::model::{
     Activation, AttentionSpec, BlockSpec, LayerSpec, Mixer, MlpSpec, ModelSpec, NormSpec,
-    RopeScaling, RopeSpec,
+    RopeScaling, RopeSpec, TensorRole, TensorSpec,
 };
 use gristmill_formats::source::{
     GenerationDefaults, Layout, ModelSource, SpecialToken, TensorData, TextAssets,
@@ -20,6 +20,17 @@ pub(crate) struct TestSource {
     weights: HashMap<String, Vec<f32>>,
     text: TextAssets,
     generation: GenerationDefaults,
+}
+
+/// A linear congruential generator (Knuth's MMIX): the same numbers in every run.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// In [-0.5, 0.5).
+    pub(crate) fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    }
 }
 
 pub(crate) fn spec(tied_head: bool) -> ModelSpec {
@@ -55,16 +66,29 @@ pub(crate) fn spec(tied_head: bool) -> ModelSpec {
 
 impl TestSource {
     pub(crate) fn new(tied_head: bool) -> Self {
-        let spec = spec(tied_head);
-        let mut state = 1u64;
-        let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
+        let mut random = Random(1);
+        let mut weight = || (random.uniform() + random.uniform() + random.uniform()) * 0.05;
+        Self::filled(spec(tied_head), |_| weight())
+    }
+
+    /// With random weights of the size that a trained model's have.
+    pub(crate) fn plausible(spec: ModelSpec, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let plus_one = spec.final_norm.plus_one;
+        Self::filled(spec, |tensor| match tensor.role {
+            TensorRole::Vector if tensor.name.ends_with("bias") => random.uniform(),
+            TensorRole::Vector => random.uniform() + if plus_one { 0.0 } else { 1.0 },
+            TensorRole::Embedding => 2.0 * random.uniform(),
+            _ => 4.0 * random.uniform() / (tensor.shape[1] as f32).sqrt(),
+        })
+    }
+
+    /// Every weight of a tensor is `weight(tensor)`, called for one after the other.
+    pub(crate) fn filled(spec: ModelSpec, mut weight: impl FnMut(&TensorSpec) -> f32) -> Self {
         let mut weights = HashMap::new();
         for tensor in spec.tensors() {
-            let n = tensor.shape.iter().product::<u64>() as usize;
-            let values = (0..n).map(|_| (uniform() + uniform() + uniform()) * 0.05).collect();
+            let n = tensor.shape.iter().product::<u64>();
+            let values = (0..n).map(|_| weight(&tensor)).collect();
             weights.insert(tensor.name, values);
         }
         let token = SpecialToken { text: "<s>".into(), id: 1 };

@@ -19,7 +19,8 @@ fn main() {
 }
 
 fn codecs() -> Vec<Codec> {
-    vec![Codec::Q4(NamedGrid::Iq4Nl.grid()), Codec::Q8, Codec::Bf16]
+    let tables = [2, 3, 4, 5, 6].map(|bits| Codec::Table(NamedGrid::default_for(bits).grid()));
+    tables.into_iter().chain([Codec::Q8, Codec::Bf16]).collect()
 }
 
 struct Case {

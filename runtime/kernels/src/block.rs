@@ -4,10 +4,10 @@
 //! dot[r][t][b]`, one chain of fused multiply-adds over blocks b in increasing order; `dot` is an exact
 //! integer. One token streams the panel as stored; several tokens unpack it once to int8.
 //!
-//! With fine activations (q8) `dot` is 254 times the coarse plane's dot product plus the fine plane's,
+//! With fine activations (q8, q6) `dot` is 254 times the coarse plane's dot product plus the fine plane's,
 //! and the scale is divided by 254: at most 32 * 128 * (127 * 254 + 127) < 2^27.1, exact in i32.
 
-use gristmill_formats::codec::{BLOCK_COLS, Grid4, PANEL_ROWS, block_count};
+use gristmill_formats::codec::{BLOCK_COLS, Grid, PANEL_ROWS, block_count};
 
 use crate::act::{ActBuffer, ActView, FINE_STEPS, GROUP};
 use crate::simd::Simd;
@@ -25,8 +25,8 @@ const ROW_SCALES_BYTES: usize = 2 * PANEL_ROWS;
 /// What a block codec is, to the kernels: how eight columns of 16 rows become weights.
 ///
 /// # Safety
-/// As for [`Simd`]: the CPU has the class; `weights` reads no more than `BLOCK_BYTES / 4` bytes from
-/// `v * BLOCK_BYTES / 4` on, `scale` 16 bytes.
+/// As for [`Simd`]: the CPU has the class; `weights` reads nothing but the block's `BLOCK_BYTES`,
+/// `scale` 16 bytes.
 pub(crate) unsafe trait BlockCodec<S: Simd>: Copy {
     /// Bytes of the codes of one block.
     const BLOCK_BYTES: usize;
@@ -66,26 +66,61 @@ unsafe impl<S: Simd> BlockCodec<S> for Q8 {
     }
 }
 
-/// 4-bit codes through a table.
+/// Codes of `BITS` bits through a table.
 #[derive(Clone, Copy)]
-pub(crate) struct Q4<S: Simd> {
-    table: S::B,
+pub(crate) struct Table<S: Simd, const BITS: usize> {
+    /// What a nibble that indexes it is worth: parts of 16 of a table of 16 to 64 values; a table of 8
+    /// twice; a table of 4, first by the nibble's low half, then by its high half.
+    parts: [S::B; 4],
     shift: i8,
 }
 
-/// The q4 codec of a tensor's grid.
+/// The codec of a tensor's grid of `BITS` bits.
 ///
 /// # Safety
 /// The CPU has the class of `S`.
 #[inline(always)]
-pub(crate) unsafe fn q4<S: Simd>(grid: &Grid4) -> Q4<S> {
+pub(crate) unsafe fn table<S: Simd, const BITS: usize>(grid: &Grid) -> Table<S, BITS> {
+    let values = grid.repeated().as_chunks::<16>().0;
     // SAFETY: the contract above.
-    Q4 { table: unsafe { S::table(grid.values()) }, shift: grid.shift() }
+    let mut parts = std::array::from_fn(|i| unsafe { S::table(&values[i]) });
+    if BITS == 2 {
+        // SAFETY: the contract above.
+        parts[1] = unsafe { S::table(&std::array::from_fn(|i| values[0][i / 4])) };
+    }
+    Table { parts, shift: grid.shift() }
 }
 
-// SAFETY: one vector of 64 bytes for eight columns.
-unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
-    const BLOCK_BYTES: usize = 256;
+impl<S: Simd, const BITS: usize> Table<S, BITS> {
+    /// Weights of codes whose low nibbles are in `low` and whose next bit is bit `bit` of `x`, out of
+    /// parts `first` and `first + 1`.
+    #[inline(always)]
+    unsafe fn select(self, first: usize, low: S::B, x: S::B, bit: usize) -> S::B {
+        // SAFETY: the CPU has the class of `S`.
+        unsafe {
+            let zero = S::lookup(self.parts[first], low);
+            S::select(x, bit, zero, S::lookup(self.parts[first + 1], low))
+        }
+    }
+
+    /// The same with two more bits, `bit` and `bit + 1`.
+    #[inline(always)]
+    unsafe fn select2(self, low: S::B, x: S::B, bit: usize) -> S::B {
+        // SAFETY: the CPU has the class of `S`.
+        unsafe { S::select(x, bit + 1, self.select(0, low, x, bit), self.select(2, low, x, bit)) }
+    }
+}
+
+/// The halves of each byte.
+#[inline(always)]
+unsafe fn nibbles<S: Simd>(x: S::B) -> [S::B; 2] {
+    // SAFETY: the CPU has the class of `S`.
+    unsafe { [S::field(x, 0, 0x0f), S::field(x, 4, 0x0f)] }
+}
+
+// SAFETY: a block has `BITS` vectors of 64 bytes, and `weights` loads only these.
+unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
+    const BLOCK_BYTES: usize = BITS * 64;
     const SHIFTS: bool = true;
 
     #[inline(always)]
@@ -95,10 +130,43 @@ unsafe impl<S: Simd> BlockCodec<S> for Q4<S> {
 
     #[inline(always)]
     unsafe fn weights(self, codes: *const u8, v: usize) -> [S::B; 2] {
+        let parts = self.parts;
         // SAFETY: the trait's contract.
         unsafe {
-            let codes = S::load_bytes(codes.add(64 * v));
-            [S::low_nibbles(codes), S::high_nibbles(codes)].map(|c| S::lookup(self.table, c))
+            match BITS {
+                2 => {
+                    let pairs = S::field(S::load_bytes(codes.add(v / 2 * 64)), v % 2 * 4, 0x0f);
+                    [S::lookup(parts[0], pairs), S::lookup(parts[1], pairs)]
+                }
+                3 => {
+                    let x = if v < 3 {
+                        S::load_bytes(codes.add(v * 64))
+                    } else {
+                        // The last two vectors are in the top bits of the others' nibbles.
+                        let p = S::field(S::load_bytes(codes), 3, 0x11);
+                        let q = S::field(S::load_bytes(codes.add(64)), 2, 0x22);
+                        let r = S::field(S::load_bytes(codes.add(128)), 1, 0x44);
+                        S::or(S::or(p, q), r)
+                    };
+                    let [low, high] = nibbles::<S>(x);
+                    [S::lookup(parts[0], low), S::lookup(parts[0], high)]
+                }
+                _ => {
+                    let [low, high] = nibbles::<S>(S::load_bytes(codes.add(v * 64)));
+                    match BITS {
+                        4 => [S::lookup(parts[0], low), S::lookup(parts[0], high)],
+                        5 => {
+                            let top = S::load_bytes(codes.add(256));
+                            [self.select(0, low, top, 2 * v), self.select(0, high, top, 2 * v + 1)]
+                        }
+                        _ => {
+                            let top = S::load_bytes(codes.add(256 + v / 2 * 64));
+                            let bit = v % 2 * 4;
+                            [self.select2(low, top, bit), self.select2(high, top, bit + 2)]
+                        }
+                    }
+                }
+            }
         }
     }
 

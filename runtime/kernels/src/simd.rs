@@ -71,10 +71,11 @@ pub(crate) unsafe trait Simd: Copy + 'static {
 
     unsafe fn load_bytes(p: *const u8) -> Self::B;
     unsafe fn store_bytes(p: *mut u8, x: Self::B);
-    /// Low four bits of each byte.
-    unsafe fn low_nibbles(x: Self::B) -> Self::B;
-    /// High four bits of each byte.
-    unsafe fn high_nibbles(x: Self::B) -> Self::B;
+    /// Each byte shifted right, and of that the bits of `mask`, which are among the lowest `8 - shift`.
+    unsafe fn field(x: Self::B, shift: usize, mask: u8) -> Self::B;
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
+    /// The byte of `one` where bit `bit` of the byte of `x` is set, else that of `zero`.
+    unsafe fn select(x: Self::B, bit: usize, zero: Self::B, one: Self::B) -> Self::B;
     /// A 16-entry table of weights, in the form that [`Simd::dot4`] takes, repeated over the vector.
     unsafe fn table(values: &[i8; 16]) -> Self::B;
     /// Table entry of each code (0..16).

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use gristmill_formats::codec::{Codec, CodecId, Grid4, PANEL_ROWS, block_count, panel_count};
+use gristmill_formats::codec::{Codec, CodecId, Grid, PANEL_ROWS, block_count, panel_count};
 use gristmill_formats::source::Layout;
 
 use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
@@ -54,8 +54,8 @@ impl Scratch {
 
 type Gemv = unsafe fn(Panels, ActView, *mut f32);
 type Unpack = unsafe fn(*const u8, usize, *mut u8, *mut f32);
-type GemvQ4 = unsafe fn(&Grid4, Panels, ActView, *mut f32);
-type UnpackQ4 = unsafe fn(&Grid4, *const u8, usize, *mut u8, *mut f32);
+type GemvTable = unsafe fn(&Grid, Panels, ActView, *mut f32);
+type UnpackTable = unsafe fn(&Grid, *const u8, usize, *mut u8, *mut f32);
 type BlockGemm = unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32);
 type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
 type DenseGemm = unsafe fn(*const u8, usize, &[ActBuffer], usize, *mut f32);
@@ -68,9 +68,10 @@ type Gate = unsafe fn(*mut f32, *const f32, usize);
 pub struct Kernels {
     isa: Isa,
     gemv_q8: Gemv,
-    gemv_q4: GemvQ4,
     unpack_q8: Unpack,
-    unpack_q4: UnpackQ4,
+    /// By bits: 2 to 6.
+    gemv_table: [GemvTable; 5],
+    unpack_table: [UnpackTable; 5],
     /// With one and with two planes of activations.
     gemm_coarse: BlockGemm,
     gemm_fine: BlockGemm,
@@ -110,9 +111,14 @@ macro_rules! kernels_for {
                 unsafe { block::gemv::<S, _, 2>(block::Q8, panels, act, out) }
             }
             $(#[$feature])?
-            unsafe fn gemv_q4(grid: &Grid4, panels: Panels, act: ActView, out: *mut f32) {
+            unsafe fn gemv_table<const BITS: usize, const P: usize>(
+                grid: &Grid,
+                panels: Panels,
+                act: ActView,
+                out: *mut f32,
+            ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::gemv::<S, _, 1>(block::q4::<S>(grid), panels, act, out) }
+                unsafe { block::gemv::<S, _, P>(block::table::<S, BITS>(grid), panels, act, out) }
             }
             $(#[$feature])?
             unsafe fn unpack_q8(panel: *const u8, cols: usize, w: *mut u8, scales: *mut f32) {
@@ -120,15 +126,15 @@ macro_rules! kernels_for {
                 unsafe { block::unpack::<S, _>(block::Q8, panel, cols, w, scales) }
             }
             $(#[$feature])?
-            unsafe fn unpack_q4(
-                grid: &Grid4,
+            unsafe fn unpack_table<const BITS: usize>(
+                grid: &Grid,
                 panel: *const u8,
                 cols: usize,
                 w: *mut u8,
                 scales: *mut f32,
             ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::unpack::<S, _>(block::q4::<S>(grid), panel, cols, w, scales) }
+                unsafe { block::unpack::<S, _>(block::table::<S, BITS>(grid), panel, cols, w, scales) }
             }
             $(#[$feature])?
             unsafe fn gemm_coarse(panel: Unpacked, groups: &[ActBuffer], m: usize, out: *mut f32) {
@@ -240,9 +246,21 @@ macro_rules! kernels_for {
             pub(super) static KERNELS: Kernels = Kernels {
                 isa: $isa,
                 gemv_q8,
-                gemv_q4,
                 unpack_q8,
-                unpack_q4,
+                gemv_table: [
+                    gemv_table::<2, 1>,
+                    gemv_table::<3, 1>,
+                    gemv_table::<4, 1>,
+                    gemv_table::<5, 1>,
+                    gemv_table::<6, 2>,
+                ],
+                unpack_table: [
+                    unpack_table::<2>,
+                    unpack_table::<3>,
+                    unpack_table::<4>,
+                    unpack_table::<5>,
+                    unpack_table::<6>,
+                ],
                 gemm_coarse,
                 gemm_fine,
                 dense_gemv: [
@@ -295,8 +313,13 @@ fn element_index(codec: CodecId) -> usize {
         CodecId::F32 => 0,
         CodecId::Bf16 => 1,
         CodecId::F16 => 2,
-        CodecId::Q8 | CodecId::Q4 => unreachable!("{codec} is not dense"),
+        _ => unreachable!("{codec} is not dense"),
     }
+}
+
+/// Position of a table's width in the tables by bits.
+fn table_index(grid: &Grid) -> usize {
+    (grid.bits() - Grid::MIN_BITS) as usize
 }
 
 fn kv_index(kind: KvType) -> usize {
@@ -351,7 +374,7 @@ impl Kernels {
     /// Whether matrices of a codec take fine activations: those whose own rounding is finer than what
     /// 8-bit activations cost.
     pub fn takes_fine(codec: CodecId) -> bool {
-        codec == CodecId::Q8
+        matches!(codec, CodecId::Q8 | CodecId::Q6)
     }
 
     /// Prepares one token's activations in `act` for dense matrices.
@@ -431,7 +454,9 @@ impl Kernels {
                 let run = Panels { first, count, stride, cols };
                 let act = acts[0].view();
                 return match codec {
-                    Codec::Q4(grid) => (self.gemv_q4)(grid, run, act, out_ptr),
+                    Codec::Table(grid) => {
+                        (self.gemv_table[table_index(grid)])(grid, run, act, out_ptr)
+                    }
                     _ => (self.gemv_q8)(run, act, out_ptr),
                 };
             }
@@ -439,7 +464,9 @@ impl Kernels {
                 let panel = first.add(p * stride);
                 let (w, s) = (scratch.weights.as_mut_ptr(), scratch.scales.as_mut_ptr());
                 match codec {
-                    Codec::Q4(grid) => (self.unpack_q4)(grid, panel, cols, w, s),
+                    Codec::Table(grid) => {
+                        (self.unpack_table[table_index(grid)])(grid, panel, cols, w, s);
+                    }
                     _ => (self.unpack_q8)(panel, cols, w, s),
                 }
                 let unpacked = Unpacked { weights: w, scales: s, row_scales: panel, blocks };

@@ -259,12 +259,23 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn low_nibbles(x: Self::B) -> Self::B {
-        both!(|x| _mm256_and_si256(x, _mm256_set1_epi8(0x0f)))
+    unsafe fn field(x: Self::B, shift: usize, mask: u8) -> Self::B {
+        both!(|x| {
+            let shifted = _mm256_srl_epi16(x, _mm_cvtsi32_si128(shift as i32));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
+        })
     }
     #[inline(always)]
-    unsafe fn high_nibbles(x: Self::B) -> Self::B {
-        both!(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(0x0f)))
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        both!(|a, b| _mm256_or_si256(a, b))
+    }
+    #[inline(always)]
+    unsafe fn select(x: Self::B, bit: usize, zero: Self::B, one: Self::B) -> Self::B {
+        // A blend looks at the top bits of bytes.
+        both!(|x, zero, one| {
+            let top = _mm256_sll_epi16(x, _mm_cvtsi32_si128(7 - bit as i32));
+            _mm256_blendv_epi8(zero, one, top)
+        })
     }
     #[inline(always)]
     unsafe fn table(values: &[i8; 16]) -> Self::B {

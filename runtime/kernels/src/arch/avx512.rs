@@ -199,12 +199,22 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_storeu_si512(p.cast(), x) }
     }
     #[inline(always)]
-    unsafe fn low_nibbles(x: __m512i) -> __m512i {
-        unsafe { _mm512_and_si512(x, _mm512_set1_epi8(0x0f)) }
+    unsafe fn field(x: __m512i, shift: usize, mask: u8) -> __m512i {
+        unsafe {
+            let shifted = _mm512_srl_epi16(x, _mm_cvtsi32_si128(shift as i32));
+            _mm512_and_si512(shifted, _mm512_set1_epi8(mask as i8))
+        }
     }
     #[inline(always)]
-    unsafe fn high_nibbles(x: __m512i) -> __m512i {
-        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(0x0f)) }
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn select(x: __m512i, bit: usize, zero: __m512i, one: __m512i) -> __m512i {
+        unsafe {
+            let mask = _mm512_test_epi8_mask(x, _mm512_set1_epi8((1u8 << bit) as i8));
+            _mm512_mask_blend_epi8(mask, zero, one)
+        }
     }
     #[inline(always)]
     unsafe fn table(values: &[i8; 16]) -> __m512i {

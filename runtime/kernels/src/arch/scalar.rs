@@ -141,11 +141,14 @@ unsafe impl Simd for Scalar {
         // SAFETY: the caller's pointer is valid for 64 bytes.
         unsafe { p.cast::<[u8; 64]>().write_unaligned(x) }
     }
-    unsafe fn low_nibbles(x: Self::B) -> Self::B {
-        x.map(|b| b & 0x0f)
+    unsafe fn field(x: Self::B, shift: usize, mask: u8) -> Self::B {
+        x.map(|b| (b >> shift) & mask)
     }
-    unsafe fn high_nibbles(x: Self::B) -> Self::B {
-        x.map(|b| b >> 4)
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    unsafe fn select(x: Self::B, bit: usize, zero: Self::B, one: Self::B) -> Self::B {
+        std::array::from_fn(|i| if x[i] >> bit & 1 == 1 { one[i] } else { zero[i] })
     }
     unsafe fn table(values: &[i8; 16]) -> Self::B {
         std::array::from_fn(|i| values[i % 16] as u8)

@@ -1,11 +1,12 @@
 //! Inputs at the ends of every range: where saturation, overflow and special values would show.
 
-use gristmill_formats::codec::{BLOCK_COLS, Codec, Grid4, PANEL_ROWS, QuantizedRow, block_count};
+use gristmill_formats::codec::{BLOCK_COLS, Codec, Grid, PANEL_ROWS, QuantizedRow, block_count};
 use gristmill_formats::source::Layout;
 use half::bf16;
 
 use crate::oracle::{
-    Matrix, Rng, Width, all_codecs, all_kernels, assert_same_bits, multiply, padded, random_row,
+    Matrix, Rng, Width, all_codecs, all_kernels, assert_same_bits, block_codecs, multiply, padded,
+    random_row,
 };
 
 /// The code of a row and a column.
@@ -74,31 +75,33 @@ fn the_largest_codes_times_the_largest_activations_do_not_saturate() {
 
 #[test]
 fn tables_at_the_ends_of_int8_do_not_saturate_shifted_or_not() {
-    let table = |low: i8, high: i8| {
-        let mut values = [low; 16];
-        values[8..].fill(high);
-        values
-    };
-    let grids = [
-        Grid4::new(table(-128, 127), 0),
-        Grid4::new(table(-128, 0), 127),
-        Grid4::new(table(-1, 127), -127),
-        Grid4::new(table(0, 127), -128),
-        Grid4::new([-128; 16], 127),
-        Grid4::new([127; 16], -128),
-    ];
-    for grid in grids {
-        let codec = Codec::Q4(grid.expect("within int8"));
-        for scale in [1, 127, 0x80 | 1, 0xff, 0x80] {
-            for (name, code) in [
-                ("low", (|_, _| 0) as Pattern),
-                ("high", |_, _| 15),
-                ("alternating", |_, c| if c % 2 == 0 { 0 } else { 15 }),
-                ("nibbles", |_, c| if c % 8 < 4 { 0 } else { 15 }),
-                ("every code", |r, c| ((r + c) % 16) as u8),
-            ] {
-                let matrix = filled(&codec, 96, scale, code);
-                check(&matrix, &saturating_activations(96), &format!("{codec:?} {name}"));
+    for bits in Grid::MIN_BITS..=Grid::MAX_BITS {
+        let count = 1usize << bits;
+        let last = count as u8 - 1;
+        let table = |low: i8, high: i8| [vec![low; count / 2], vec![high; count / 2]].concat();
+        let grids = [
+            Grid::new(&table(-128, 127), 0),
+            Grid::new(&table(-128, 0), 127),
+            Grid::new(&table(-1, 127), -127),
+            Grid::new(&table(0, 127), -128),
+            Grid::new(&table(-128, -128), 127),
+            Grid::new(&table(127, 127), -128),
+        ];
+        type Pattern<'a> = &'a dyn Fn(usize, usize) -> u8;
+        let patterns: [(&str, Pattern<'_>); 5] = [
+            ("low", &|_, _| 0),
+            ("high", &|_, _| last),
+            ("alternating", &|_, c| if c % 2 == 0 { 0 } else { last }),
+            ("vectors", &|_, c| if c % 8 < 4 { 0 } else { last }),
+            ("every code", &|r, c| (r + c) as u8 & last),
+        ];
+        for grid in grids {
+            let codec = Codec::Table(grid.expect("within int8"));
+            for scale in [1, 127, 0x80 | 1, 0xff, 0x80] {
+                for (name, code) in patterns {
+                    let matrix = filled(&codec, 96, scale, code);
+                    check(&matrix, &saturating_activations(96), &format!("{codec:?} {name}"));
+                }
             }
         }
     }
@@ -121,8 +124,8 @@ fn zero_rows_blocks_and_activations_give_exact_zeros() {
             let mut row = random_row(&codec, 70, &mut rng);
             match r % 3 {
                 0 => row.row_scale = bf16::ZERO,
-                // In q4 the shift bit alone scales nothing either.
-                1 if matches!(codec, Codec::Q4(_)) => row.block_scales.fill(0x80),
+                // The shift bit alone scales nothing either.
+                1 if codec.grid().is_some() => row.block_scales.fill(0x80),
                 1 => row.block_scales.fill(0),
                 _ => row.block_scales[r % 3 - 1] = 0,
             }
@@ -159,7 +162,7 @@ fn huge_and_tiny_activations_match_the_oracle() {
 #[test]
 fn scales_that_are_not_finite_poison_their_rows_and_no_others() {
     let mut rng = Rng::new(12);
-    for codec in [Codec::Q8, Codec::Q4(crate::oracle::random_grid(&mut rng))] {
+    for codec in block_codecs(&mut rng) {
         let mut rows: Vec<_> = (0..20).map(|_| random_row(&codec, 64, &mut rng)).collect();
         rows[3].row_scale = bf16::NAN;
         rows[17].row_scale = bf16::INFINITY;
@@ -200,7 +203,7 @@ fn activations_that_are_not_finite_do_not_panic() {
 #[test]
 fn bytes_of_any_kind_are_multiplied_without_panic_and_alike_in_all_classes() {
     let mut rng = Rng::new(14);
-    for codec in [Codec::Q8, Codec::Q4(crate::oracle::random_grid(&mut rng))] {
+    for codec in block_codecs(&mut rng) {
         for _ in 0..50 {
             let mut bytes: Vec<u8> = (0..2 * codec.panel_bytes(70)).map(|_| rng.byte()).collect();
             // Row scales stay finite: the bits of a NaN are nobody's promise.

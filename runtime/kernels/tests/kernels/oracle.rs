@@ -2,8 +2,7 @@
 
 use gristmill_formats::SharedBytes;
 use gristmill_formats::codec::{
-    BLOCK_COLS, Codec, CodecId, Grid4, NamedGrid, PANEL_ROWS, QuantizedRow, block_count,
-    panel_count,
+    BLOCK_COLS, Codec, CodecId, Grid, NamedGrid, PANEL_ROWS, QuantizedRow, block_count, panel_count,
 };
 use gristmill_formats::source::{Layout, TensorData};
 use gristmill_kernels::{ActBuffer, GROUP, Isa, Kernels, MatrixView, Scratch};
@@ -63,23 +62,31 @@ pub(crate) fn all_kernels() -> Vec<&'static Kernels> {
     Isa::available().map(|isa| Kernels::for_isa(isa).expect("an available class")).collect()
 }
 
-/// A table of 16 random values, sorted, with room for a random shift.
-pub(crate) fn random_grid(rng: &mut Rng) -> Grid4 {
+/// A table of random values, sorted, with room for a random shift.
+pub(crate) fn random_grid(bits: u32, rng: &mut Rng) -> Grid {
     let shift = (rng.below(61) as i32 - 30) as i8;
     let low = i32::from(i8::MIN) - i32::from(shift.min(0));
     let high = i32::from(i8::MAX) - i32::from(shift.max(0));
-    let mut values: [i8; 16] =
-        std::array::from_fn(|_| (low + rng.below((high - low + 1) as usize) as i32) as i8);
+    let value = |_| (low + rng.below((high - low + 1) as usize) as i32) as i8;
+    let mut values: Vec<i8> = (0..1 << bits).map(value).collect();
     values.sort_unstable();
-    Grid4::new(values, shift).expect("values are sorted and stay in int8")
+    Grid::new(&values, shift).expect("values are sorted and stay in int8")
 }
 
 /// Every codec with every kind of parameters.
 pub(crate) fn all_codecs(rng: &mut Rng) -> Vec<Codec> {
     let mut codecs = vec![Codec::F32, Codec::Bf16, Codec::F16, Codec::Q8];
-    codecs.extend(NamedGrid::ALL.map(|g| Codec::Q4(g.grid())));
-    codecs.extend((0..3).map(|_| Codec::Q4(random_grid(rng))));
+    for bits in Grid::MIN_BITS..=Grid::MAX_BITS {
+        codecs.push(Codec::Table(NamedGrid::default_for(bits).grid()));
+        codecs.push(Codec::Table(random_grid(bits, rng)));
+    }
     codecs
+}
+
+/// Every block codec, the table codecs with random tables.
+pub(crate) fn block_codecs(rng: &mut Rng) -> Vec<Codec> {
+    let tables = (Grid::MIN_BITS..=Grid::MAX_BITS).map(|bits| Codec::Table(random_grid(bits, rng)));
+    [Codec::Q8].into_iter().chain(tables).collect()
 }
 
 /// A matrix and what it means, kept apart from the bytes that kernels read.
@@ -231,7 +238,7 @@ impl Matrix {
 
     fn value(&self, code: u8, scale_byte: u8) -> i32 {
         match &self.codec {
-            Codec::Q4(grid) => {
+            Codec::Table(grid) => {
                 let shift = if scale_byte >= 128 { i32::from(grid.shift()) } else { 0 };
                 i32::from(grid.values()[usize::from(code)]) + shift
             }
@@ -241,7 +248,7 @@ impl Matrix {
 
     fn block_scale(&self, byte: u8) -> f32 {
         match &self.codec {
-            Codec::Q4(_) => f32::from(byte % 128),
+            Codec::Table(_) => f32::from(byte % 128),
             _ => f32::from(byte),
         }
     }
@@ -249,10 +256,10 @@ impl Matrix {
 
 pub(crate) fn random_row(codec: &Codec, cols: usize, rng: &mut Rng) -> QuantizedRow {
     let blocks = block_count(cols);
-    let mask = if codec.id() == CodecId::Q4 { 0x0f } else { 0xff };
+    let mask = 0xff >> (8 - codec.id().code_bits());
     QuantizedRow {
         row_scale: bf16::from_f32(rng.unit() * 0.01),
-        // One block in eight is zero; in q4 the top bit selects the shifted table.
+        // One block in eight is zero; in table codecs the top bit selects the shifted table.
         block_scales: (0..blocks).map(|_| if rng.below(8) == 0 { 0 } else { rng.byte() }).collect(),
         codes: (0..blocks * BLOCK_COLS).map(|_| rng.byte() & mask).collect(),
     }

@@ -1,0 +1,104 @@
+//! Coordinate descent after rounding: each code moves to the nearest value of the optimum that all other
+//! codes leave it, as long as that lowers the loss (Behdin et al. 2023, section 3).
+//!
+//! Error feedback decides a weight knowing only those before it; here every weight answers to all
+//! others. With `G = Hₒ E Hᵢ`, the loss as a function of weight (r, j) alone is a parabola whose minimum is
+//! `G / (Hₒ,ᵣᵣ Hᵢ,ⱼⱼ)` away.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+
+use crate::grid::RowGrid;
+
+/// Improves rounded rows in place, `sweeps` times over all columns. Moments are those that the loss is
+/// measured with; `output` of `None` is the identity. Returns how many codes moved.
+pub(crate) fn refine<G: RowGrid>(
+    grid: &G,
+    rows: &mut [G::Row],
+    weights: &[f32],
+    cols: usize,
+    input: &Mat<f32>,
+    output: Option<&Mat<f32>>,
+    sweeps: usize,
+) -> usize {
+    let count = rows.len();
+    let mut errors = weights.to_vec();
+    for (errors, row) in errors.chunks_exact_mut(cols).zip(rows.iter()) {
+        errors.iter_mut().enumerate().for_each(|(j, e)| *e -= grid.value(row, j));
+    }
+    let mut moved = 0;
+    for _ in 0..sweeps {
+        let before = moved;
+        for first in (0..cols).step_by(G::GROUP) {
+            let width = G::GROUP.min(cols - first);
+            let mut gradient = gradient(&errors, count, cols, first, width, input, output);
+            for r in 0..count {
+                let own = output.map_or(1.0, |o| o[(r, r)]);
+                for p in 0..width {
+                    let j = first + p;
+                    let curvature = own * input[(j, j)];
+                    if curvature.is_nan() || curvature <= 0.0 {
+                        continue;
+                    }
+                    let old = grid.value(&rows[r], j);
+                    let step = gradient[p * count + r] / curvature;
+                    let new = grid.round(&mut rows[r], j, old + step);
+                    let change = new - old;
+                    if change == 0.0 {
+                        continue;
+                    }
+                    // Towards the minimum, but a coarse grid can overshoot to where it is no lower.
+                    if change * (2.0 * step - change) <= 0.0 {
+                        grid.round(&mut rows[r], j, old);
+                        continue;
+                    }
+                    moved += 1;
+                    errors[r * cols + j] -= change;
+                    for q in 0..width {
+                        let factor = change * input[(first + q, j)];
+                        let column = &mut gradient[q * count..(q + 1) * count];
+                        match output {
+                            Some(output) => {
+                                let coupling = output.col_as_slice(r);
+                                column.iter_mut().zip(coupling).for_each(|(g, o)| *g -= factor * o);
+                            }
+                            None => column[r] -= factor,
+                        }
+                    }
+                }
+            }
+        }
+        if moved == before {
+            break;
+        }
+    }
+    moved
+}
+
+/// Columns `first..first + width` of `Hₒ E Hᵢ`, one after the other.
+fn gradient(
+    errors: &[f32],
+    count: usize,
+    cols: usize,
+    first: usize,
+    width: usize,
+    input: &Mat<f32>,
+    output: Option<&Mat<f32>>,
+) -> Vec<f32> {
+    let errors = MatRef::from_row_major_slice(errors, count, cols);
+    let mut right = Mat::<f32>::zeros(count, width);
+    let columns = input.as_ref().subcols(first, width);
+    matmul(right.as_mut(), Accum::Replace, errors, columns, 1.0, Par::Seq);
+    let mut result = vec![0.0f32; count * width];
+    let mut to = faer::MatMut::from_column_major_slice_mut(&mut result, count, width);
+    match output {
+        Some(output) => {
+            matmul(to.as_mut(), Accum::Replace, output.as_ref(), right.as_ref(), 1.0, Par::Seq);
+        }
+        None => to.copy_from(&right),
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests;
