@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
-use gristmill_quantize::{Calibration, GgufFileType, Method};
+use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
 use gristmill_runtime::{EngineConfig, KvType};
 
@@ -99,6 +99,9 @@ pub(crate) struct QuantizeArgs {
     /// How weights are rounded [default: rtn, with --size or --bpw gptq]
     #[arg(long, value_name = "NAME", value_parser = method_parser())]
     pub(crate) method: Option<Method>,
+    /// What error feedback keeps small: fisher (the model's loss), guided or inputs (a layer's error)
+    #[arg(long, value_name = "NAME", default_value_t, value_parser = objective_parser())]
+    pub(crate) objective: Objective,
     /// Text to calibrate on, UTF-8 [default: built in]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) calib: Option<PathBuf>,
@@ -108,6 +111,9 @@ pub(crate) struct QuantizeArgs {
     /// Go over each matrix this often with coordinate descent after error feedback
     #[arg(long, value_name = "SWEEPS", default_value_t = 0)]
     pub(crate) refine: usize,
+    /// Then tune scales, tables and norms on this many passes over the calibration text; holds the model as f32
+    #[arg(long, value_name = "PASSES", default_value_t = 0, conflicts_with = "gguf")]
+    pub(crate) tune: usize,
     /// Continue an interrupted run with the same arguments
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) resume: bool,
@@ -373,6 +379,10 @@ fn protocol_parser() -> impl TypedValueParser<Value = Protocol> {
 
 fn method_parser() -> impl TypedValueParser<Value = Method> {
     names(Method::ALL.map(|method| (method.name(), method)))
+}
+
+fn objective_parser() -> impl TypedValueParser<Value = Objective> {
+    names(Objective::ALL.map(|objective| (objective.name(), objective)))
 }
 
 fn non_empty(text: &str) -> Result<String, String> {

@@ -141,12 +141,18 @@ impl Memory {
         let status = |name| kib_field("/proc/self/status", name);
         self.anonymous_peak_bytes = self.anonymous_peak_bytes.max(status("RssAnon:"));
         self.file_peak_bytes = self.file_peak_bytes.max(status("RssFile:"));
-        self.resident_peak_bytes = self.resident_peak_bytes.max(status("VmHWM:"));
+        self.resident_peak_bytes = self.resident_peak_bytes.max(peak_memory());
         let missing = self.anonymous_peak_bytes.is_none() || self.resident_peak_bytes.is_none();
         self.reason = missing.then(|| {
             format!("{} does not tell resident memory in /proc/self/status", std::env::consts::OS)
         });
     }
+}
+
+/// Largest resident size of this process, mapped files included, in bytes; `None` where the system does
+/// not tell. See [`reset_peak_memory`].
+pub fn peak_memory() -> Option<u64> {
+    kib_field("/proc/self/status", "VmHWM:")
 }
 
 /// Asks the kernel to forget the process's largest resident size; whether it did.

@@ -21,7 +21,7 @@ mod table;
 
 pub use bench::{BenchConfig, BenchReport, BenchRow, KernelReport, Percentiles, bench};
 pub use error::{EvalError, Result};
-pub use host::{Host, Memory, reset_peak_memory};
+pub use host::{Host, Memory, peak_memory, reset_peak_memory};
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
     Divergence, Estimate, Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality,

@@ -133,7 +133,8 @@ struct Consumer<'a> {
 impl<'a> Consumer<'a> {
     /// `None` when the statistics cannot steer anything.
     fn new(grid: PackedGrid, weights: &'a Matrix, statistics: &Statistics) -> Option<Self> {
-        let trace = statistics.input.trace();
+        let moment = statistics.input.as_ref()?;
+        let trace = moment.trace();
         if !(trace.is_finite() && trace > 0.0) {
             return None;
         }
@@ -142,7 +143,7 @@ impl<'a> Consumer<'a> {
         let total = trace * rows.iter().map(|&o| f64::from(o)).sum::<f64>();
         let scale = (0.5 * statistics.fisher / total) as f32;
         rows.iter_mut().for_each(|o| *o *= scale);
-        let (input, tokens) = (statistics.input.mean(), statistics.input.counts().0);
+        let (input, tokens) = (moment.mean(), moment.counts().0);
         let usable = rows.iter().all(|o| o.is_finite() && *o >= 0.0);
         usable.then_some(Self { grid, weights, input, tokens, rows })
     }

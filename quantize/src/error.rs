@@ -95,6 +95,9 @@ pub enum QuantizeError {
     /// A calibrated method was given no text.
     #[error("this method needs a calibration text")]
     NoCalibration,
+    /// Tuning was asked for without a calibrated method.
+    #[error("tuning needs a calibrated method, {0} is not; use --method gptq")]
+    TuningNeedsCalibration(crate::Method),
     /// No choice of codecs makes the file small enough.
     #[error("a file of {wanted} bytes is not possible; the smallest of this model has {smallest}")]
     SizeTooSmall {

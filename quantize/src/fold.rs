@@ -50,6 +50,16 @@ impl Folds {
         }
     }
 
+    /// Divides the elements of a vector, counted from `origin`; on top of what is done to it already.
+    pub(crate) fn divide(&mut self, vector: &str, origin: f32, divisors: &[f32]) {
+        let change = self.0.entry(vector.to_owned()).or_default();
+        change.origin = origin;
+        match &mut change.outputs {
+            Some(before) => before.iter_mut().zip(divisors).for_each(|(b, d)| *b *= d),
+            None => change.outputs = Some(divisors.to_vec()),
+        }
+    }
+
     /// Factors on the columns of a matrix; `None` when they stay.
     pub fn columns(&self, matrix: &str) -> Option<&[f32]> {
         self.0.get(matrix)?.columns.as_deref()

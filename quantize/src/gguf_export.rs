@@ -12,12 +12,13 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::calibrate::{
-    Calibration, GgufTarget, RoundedTensor, Work, collect, packed_file, round_model,
+    Calibration, GgufTarget, RoundedTensor, Wanted, Work, collect, packed_file, round_model,
 };
 use crate::fold::{FoldedSource, Folds};
 use crate::gguf_types::GgufFileType;
 use crate::grid::gguf::{GgufGrid, GridVisitor, pack_rows, visit};
-use crate::quantize::{MAX_BATCH_BYTES, check_finite, work_identity};
+use crate::pass::{MAX_BATCH_BYTES, check_finite};
+use crate::quantize::work_identity;
 use crate::{QuantizeError, Result, output};
 
 /// Version of the block formats (`general.quantization_version`).
@@ -63,7 +64,7 @@ impl GgufExport<'_> {
             (0..tensor.rows()).into_par_iter().try_for_each(|row| weights.row(row).map(drop))?;
         }
         let work = Work::open(out, &identity, resume)?;
-        collect(source, calibration, &work, progress)?;
+        collect(source, calibration, Wanted::default(), &work, progress)?;
         let infos = self.file_type.tensors(self.model, self.calibrated);
         let types = self.model.tensors.iter().zip(&infos).filter_map(|(tensor, info)| {
             let GgufData::Source { name, .. } = &tensor.data else { return None };

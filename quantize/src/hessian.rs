@@ -11,6 +11,7 @@
 
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par, Side};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Rows added at a time.
@@ -50,22 +51,24 @@ impl Moment {
     /// is left out and counted.
     pub(crate) fn add(&mut self, x: &[f32], weights: Option<&[f32]>) {
         let n = self.len();
-        let mut tile = Vec::with_capacity(TILE_ROWS * n);
         for (t, rows) in x.chunks(TILE_ROWS * n).enumerate() {
-            tile.clear();
-            for (r, row) in rows.chunks_exact(n).enumerate() {
-                let weight = weights.map_or(1.0, |w| w[t * TILE_ROWS + r]);
-                let finite = row.iter().all(|x| x.is_finite()) && weight.is_finite();
-                if !finite {
-                    self.skipped += 1;
-                    continue;
-                }
-                self.rows += 1;
-                self.weight += f64::from(weight);
-                let root = weight.max(0.0).sqrt();
-                tile.extend(row.iter().map(|x| x * root));
-            }
-            let tile = MatRef::from_row_major_slice(&tile, tile.len() / n, n);
+            let weight = |r: usize| weights.map_or(1.0, |w| w[t * TILE_ROWS + r]);
+            let finite: Vec<bool> = rows
+                .par_chunks_exact(n)
+                .enumerate()
+                .map(|(r, row)| weight(r).is_finite() && row.iter().all(|x| x.is_finite()))
+                .collect();
+            let kept: Vec<usize> = (0..finite.len()).filter(|&r| finite[r]).collect();
+            self.rows += kept.len() as u64;
+            self.skipped += (finite.len() - kept.len()) as u64;
+            self.weight += kept.iter().map(|&r| f64::from(weight(r))).sum::<f64>();
+            let mut tile = vec![0.0f32; kept.len() * n];
+            tile.par_chunks_exact_mut(n).zip(&kept).for_each(|(scaled, &r)| {
+                let root = weight(r).max(0.0).sqrt();
+                let row = &rows[r * n..(r + 1) * n];
+                scaled.iter_mut().zip(row).for_each(|(scaled, x)| *scaled = x * root);
+            });
+            let tile = MatRef::from_row_major_slice(&tile, kept.len(), n);
             triangular::matmul(
                 self.sum.as_mut(),
                 BlockStructure::TriangularLower,

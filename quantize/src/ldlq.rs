@@ -174,7 +174,7 @@ impl<'a, G: RowGrid> State<'a, G> {
         let importance = input.importance();
         let row = |r: usize| &weights[r * cols..(r + 1) * cols];
         Self {
-            rows: order.iter().map(|&r| grid.start(row(r), &importance)).collect(),
+            rows: order.par_iter().map(|&r| grid.start(row(r), &importance)).collect(),
             weights: order
                 .iter()
                 .flat_map(|&r| input.order.iter().map(move |&j| row(r)[j]))

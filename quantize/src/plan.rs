@@ -1,8 +1,6 @@
 //! What a recipe will weigh, before anything is read or written.
 
-use gristmill_formats::codec::{
-    BLOCK_COLS, Codec, CodecId, Grid, PANEL_ROWS, block_count, panel_count,
-};
+use gristmill_formats::codec::{BLOCK_COLS, Codec, CodecId, PANEL_ROWS, block_count, panel_count};
 use gristmill_formats::container::{
     FOOTER_BYTES, Header, Provenance, QualityReport, SectionEntry, TensorEntry, TensorQuality,
 };
@@ -175,7 +173,7 @@ impl Plan {
             bits_per_weight: 0.0,
             bytes_per_token,
         };
-        let header = plan.typical_header(template).to_bytes()?.len() as u64;
+        let header = plan.typical_header(template, recipe.epochs > 0).to_bytes()?.len() as u64;
         plan.set_sizes(tokenizer_bytes, header);
         Ok(plan)
     }
@@ -195,8 +193,9 @@ impl Plan {
         self.bits_per_weight = self.file_bytes as f64 * 8.0 / self.parameters as f64;
     }
 
-    /// A header of about the length that the real one will have.
-    fn typical_header(&self, template: &Header) -> Header {
+    /// A header of about the length that the real one will have; with `tuned` tables, at most that.
+    fn typical_header(&self, template: &Header, tuned: bool) -> Header {
+        let longest = |value: i8| if tuned { -i8::MAX } else { value };
         let digest = "0".repeat(64);
         let mut header = template.clone();
         let mut offset = SECTION_ALIGN;
@@ -207,8 +206,8 @@ impl Plan {
                 name: t.name.clone(),
                 shape: t.shape.clone(),
                 codec: t.codec,
-                table: grid.map(|grid| grid.values().to_vec()),
-                table_shift: grid.map(Grid::shift),
+                table: grid.map(|grid| grid.values().iter().map(|&v| longest(v)).collect()),
+                table_shift: grid.map(|grid| longest(grid.shift())),
                 offset,
                 bytes: t.bytes,
                 blake3: digest.clone(),

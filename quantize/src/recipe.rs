@@ -18,6 +18,9 @@ use crate::{Calibration, QuantizeError, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Method {
+    /// Each weight to the nearest value, under scales that clip nothing: the yardstick (`absmax`).
+    #[serde(rename = "absmax")]
+    Absmax,
     /// Each weight to the nearest value, under scales searched per block (`rtn`).
     #[default]
     #[serde(rename = "rtn")]
@@ -40,11 +43,13 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Rtn, Self::Gptq, Self::Awq, Self::AwqGptq, Self::Auto];
+    pub const ALL: [Self; 6] =
+        [Self::Absmax, Self::Rtn, Self::Gptq, Self::Awq, Self::AwqGptq, Self::Auto];
 
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Absmax => "absmax",
             Self::Rtn => "rtn",
             Self::Gptq => "gptq",
             Self::Awq => "awq",
@@ -55,12 +60,12 @@ impl Method {
 
     /// Whether it looks at a calibration text.
     pub fn is_calibrated(self) -> bool {
-        self != Self::Rtn
+        !matches!(self, Self::Absmax | Self::Rtn)
     }
 
     /// Whether it feeds errors back.
     pub(crate) fn feeds_back(self) -> bool {
-        !matches!(self, Self::Rtn | Self::Awq)
+        matches!(self, Self::Gptq | Self::AwqGptq | Self::Auto)
     }
 
     /// The same on scaled channels.
@@ -75,10 +80,44 @@ impl Method {
     /// What it asks of the scales of channels; `None` when it leaves them.
     pub(crate) fn scales(self) -> Option<Judge> {
         match self {
-            Self::Rtn | Self::Gptq => None,
+            Self::Absmax | Self::Rtn | Self::Gptq => None,
             Self::Awq | Self::AwqGptq => Some(Judge::Plain),
             Self::Auto => Some(Judge::Best),
         }
+    }
+}
+
+/// What rounding a matrix should keep small, by what calibration finds out: see QUANTIZATION.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Objective {
+    /// The error of the layer's output, `tr(E Hᵢ Eᵀ)`: GPTQ's (`inputs`).
+    Inputs,
+    /// The same with tokens weighed by the energy of their gradients (`guided`).
+    Guided,
+    /// The loss to second order, `tr(Hₒ E Hᵢ Eᵀ)`: gradients of outputs count in their directions too
+    /// (`fisher`).
+    #[default]
+    Fisher,
+}
+
+impl Objective {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Inputs, Self::Guided, Self::Fisher];
+
+    /// The name on the command line and in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inputs => "inputs",
+            Self::Guided => "guided",
+            Self::Fisher => "fisher",
+        }
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -139,6 +178,8 @@ pub struct Recipe {
     pub grid: NamedGrid,
     /// How to round.
     pub method: Method,
+    /// What error feedback keeps small.
+    pub objective: Objective,
     /// What a calibrated method looks at.
     pub calibration: Option<Calibration>,
     /// Bytes that the file may have: then each matrix without an exception gets the codec that serves
@@ -149,6 +190,8 @@ pub struct Recipe {
     pub chosen: HashMap<String, CodecId>,
     /// How often coordinate descent goes over a matrix after error feedback.
     pub sweeps: usize,
+    /// How many passes over the calibration text scales, tables and gains are tuned for at the end.
+    pub epochs: usize,
     /// Whether to continue what an interrupted run left beside the output.
     pub resume: bool,
 }
@@ -177,10 +220,12 @@ impl Recipe {
             overrides: Vec::new(),
             grid: NamedGrid::Mix4,
             method: Method::Rtn,
+            objective: Objective::default(),
             calibration: None,
             file_bytes: None,
             chosen: HashMap::new(),
             sweeps: 0,
+            epochs: 0,
             resume: false,
         }
     }
@@ -291,8 +336,14 @@ impl fmt::Display for Recipe {
             write!(f, "{separator}{}", self.table(codec).name())?;
         }
         write!(f, " vectors={}", self.vectors)?;
+        if self.objective != Objective::default() {
+            write!(f, " objective={}", self.objective)?;
+        }
         if self.sweeps > 0 {
             write!(f, " refine={}", self.sweeps)?;
+        }
+        if self.epochs > 0 {
+            write!(f, " tune={}", self.epochs)?;
         }
         if let Some(calibration) = &self.calibration {
             write!(f, " calib={calibration}")?;

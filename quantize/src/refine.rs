@@ -1,5 +1,6 @@
 //! Coordinate descent after rounding: each code moves to the nearest value of the optimum that all other
-//! codes leave it, as long as that lowers the loss (Behdin et al. 2023, section 3).
+//! codes leave it, as long as that lowers the loss (Behdin et al. 2023, section 3); then so does the scale
+//! of each row.
 //!
 //! Error feedback decides a weight knowing only those before it; here every weight answers to all
 //! others. With `G = Hₒ E Hᵢ`, the loss as a function of weight (r, j) alone is a parabola whose minimum is
@@ -68,8 +69,71 @@ pub(crate) fn refine<G: RowGrid>(
                 }
             }
         }
+        moved += refit(grid, rows, &mut errors, cols, input, output);
         if moved == before {
             break;
+        }
+    }
+    moved
+}
+
+/// Moves each row's scale to the optimum that all other rows leave it, where that lowers the loss. The
+/// loss as a function of the factor `1 + d` on row r alone is `-2 d Mᵣᵣ + d² Hₒ,ᵣᵣ Nᵣᵣ` with
+/// `M = Hₒ E Hᵢ Ŵᵀ` and `N = Ŵ Hᵢ Ŵᵀ`. Returns how many rows moved.
+fn refit<G: RowGrid>(
+    grid: &G,
+    rows: &mut [G::Row],
+    errors: &mut [f32],
+    cols: usize,
+    input: &Mat<f32>,
+    output: Option<&Mat<f32>>,
+) -> usize {
+    let count = rows.len();
+    let mut values = Mat::from_fn(count, cols, |r, j| grid.value(&rows[r], j));
+    let product = |a: MatRef<'_, f32>, b: MatRef<'_, f32>| {
+        let mut c = Mat::<f32>::zeros(a.nrows(), b.ncols());
+        matmul(c.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
+        c
+    };
+    let seen = product(values.as_ref(), input.as_ref());
+    // E Hᵢ Ŵᵀ and N, where rows answer to each other: moving row r by d takes d times row r of the one
+    // from row r of the other.
+    let mut coupled = output.map(|output| {
+        let errors = MatRef::from_row_major_slice(errors, count, cols);
+        (output, product(errors, seen.transpose()), product(seen.as_ref(), values.transpose()))
+    });
+    let mut moved = 0;
+    for r in 0..count {
+        let (slope, curvature) = match &coupled {
+            Some((output, gradient, norms)) => {
+                let slope = (0..count).map(|k| output[(r, k)] * gradient[(k, r)]).sum::<f32>();
+                (slope, output[(r, r)] * norms[(r, r)])
+            }
+            None => {
+                let errors = &errors[r * cols..(r + 1) * cols];
+                let slope = errors.iter().zip(seen.row(r).iter()).map(|(e, s)| e * s).sum();
+                let norm = (0..cols).map(|j| values[(r, j)] * seen[(r, j)]).sum::<f32>();
+                (slope, norm)
+            }
+        };
+        if curvature.is_nan() || curvature <= 0.0 {
+            continue;
+        }
+        let before = rows[r].clone();
+        let step: f32 = grid.rescale(&mut rows[r], 1.0 + slope / curvature) - 1.0;
+        // The stored scale is coarse and can overshoot to where the loss is no lower.
+        if step == 0.0 || step * (2.0 * slope - step * curvature) <= 0.0 {
+            rows[r] = before;
+            continue;
+        }
+        moved += 1;
+        for j in 0..cols {
+            let value = grid.value(&rows[r], j);
+            errors[r * cols + j] -= value - values[(r, j)];
+            values[(r, j)] = value;
+        }
+        if let Some((_, gradient, norms)) = &mut coupled {
+            (0..count).for_each(|k| gradient[(r, k)] -= step * norms[(r, k)]);
         }
     }
     moved

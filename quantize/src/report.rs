@@ -4,8 +4,9 @@ use gristmill_formats::codec::CodecId;
 use gristmill_formats::container::Provenance;
 use serde::Serialize;
 
-use crate::calibrate::{Calibration, RoundedTensor};
+use crate::calibrate::{Calibration, RoundedTensor, Swap};
 use crate::plan::PartBytes;
+use crate::tune::TuningReport;
 
 /// Version of the layout of `report.json`; it grows when a field changes its meaning or goes.
 pub const REPORT_SCHEMA_VERSION: u32 = 1;
@@ -38,6 +39,11 @@ pub struct Report {
     /// Sum of what rounding each matrix was predicted to cost, nats per token; null without
     /// calibration. Loss that 8-bit activations cost at run time is not in it.
     pub predicted_kld: Option<f64>,
+    /// What corrects predictions by role; empty where codecs were not chosen by size. The figures of single
+    /// tensors are uncorrected, [`Self::predicted_kld`] is corrected.
+    pub swaps: Vec<Swap>,
+    /// What tuning did; null when there was none.
+    pub tuning: Option<TuningReport>,
     /// Time from start to the finished file.
     pub seconds: f64,
     /// Threads used.

@@ -6,6 +6,7 @@
 
 use gristmill_formats::codec::{BLOCK_COLS, Codec, QuantizedRow};
 use half::bf16;
+use pulp::{Arch, NullaryFnOnce};
 
 use crate::levels::{
     Block, Int8Levels, Levels, TableLevels, least_squares_scale, squared_error, squared_norm,
@@ -189,6 +190,18 @@ pub(crate) struct RowScale {
 
 impl RowScale {
     const ZERO: Self = Self { stored: bf16::ZERO, value: 0.0 };
+
+    /// Multiplies by about `factor`; returns the factor as stored. Stays where the product is no
+    /// positive bf16.
+    pub(crate) fn rescale(&mut self, factor: f32) -> f32 {
+        let stored = bf16::from_f32(self.stored.to_f32() * factor);
+        let actual = stored.to_f32() / self.stored.to_f32();
+        if !(stored > bf16::ZERO && stored.is_finite() && actual.is_finite()) {
+            return 1.0;
+        }
+        *self = Self { stored, value: self.value * actual };
+        actual
+    }
 }
 
 fn exp2(exponent: i32) -> f64 {
@@ -358,33 +371,8 @@ fn ideal_scales<L: Levels>(levels: &L, x: &Block, weights: &Block) -> BlockIdeal
     if squared_norm(weights, x) == 0.0 {
         return ideal;
     }
-    let mut values = [0.0f32; BLOCK_COLS];
     for variant in 0..levels.variants() {
-        let clip_free = clip_free_scale(x, levels.extremes(variant));
-        let mut best = Ideal { scale: 0.0, error: squared_norm(weights, x) };
-        let mut curvature = 0.0;
-        // Rounds at a scale, then moves to the best scale for those values; whether that helped.
-        let mut attempt = |scale: f32, best: &mut Ideal| {
-            levels.round(variant, x, 1.0 / scale, &mut values);
-            let Some(scale) = least_squares_scale(x, weights, &values) else { return false };
-            let error = squared_error(x, weights, &values, scale);
-            let better = error < best.error;
-            if better {
-                *best = Ideal { scale, error };
-                curvature = squared_norm(weights, &values);
-            }
-            better
-        };
-        if clip_free > 0.0 {
-            for factor in CLIP_FACTORS {
-                attempt(clip_free * factor, &mut best);
-            }
-            for _ in 0..REFINEMENTS {
-                if best.scale == 0.0 || !attempt(best.scale, &mut best) {
-                    break;
-                }
-            }
-        }
+        let (best, curvature) = Arch::new().dispatch(IdealScale { levels, variant, x, weights });
         ideal.variants[variant] = best;
         if variant == 0 || best.error < ideal.variants[ideal.best].error {
             ideal.best = variant;
@@ -392,6 +380,68 @@ fn ideal_scales<L: Levels>(levels: &L, x: &Block, weights: &Block) -> BlockIdeal
         }
     }
     ideal
+}
+
+/// The search of the best real scale in one variant; returns with it how fast the error grows off it.
+/// Compiled for every instruction set, unlike a closure, which is only where it is inlined.
+struct IdealScale<'a, L> {
+    levels: &'a L,
+    variant: usize,
+    x: &'a Block,
+    weights: &'a Block,
+}
+
+impl<L: Levels> NullaryFnOnce for IdealScale<'_, L> {
+    type Output = (Ideal, f32);
+
+    #[inline(always)]
+    fn call(self) -> (Ideal, f32) {
+        let Self { levels, variant, x, weights } = self;
+        let clip_free = clip_free_scale(x, levels.extremes(variant));
+        let mut best = Ideal { scale: 0.0, error: squared_norm(weights, x) };
+        let mut curvature = 0.0;
+        if clip_free <= 0.0 {
+            return (best, curvature);
+        }
+        let mut values = [0.0f32; BLOCK_COLS];
+        for attempt in 0..CLIP_FACTORS.len() + REFINEMENTS {
+            // Candidates first, then what least squares makes of the best of them.
+            let scale = CLIP_FACTORS.get(attempt).map_or(best.scale, |factor| clip_free * factor);
+            if scale == 0.0 {
+                break;
+            }
+            levels.round(variant, x, 1.0 / scale, &mut values);
+            let moved = least_squares_scale(x, weights, &values);
+            let error = moved.map(|scale| squared_error(x, weights, &values, scale));
+            match (moved, error) {
+                (Some(scale), Some(error)) if error < best.error => {
+                    best = Ideal { scale, error };
+                    curvature = squared_norm(weights, &values);
+                }
+                _ if attempt >= CLIP_FACTORS.len() => break,
+                _ => {}
+            }
+        }
+        (best, curvature)
+    }
+}
+
+/// [`choice_error`], compiled likewise.
+struct ChoiceError<'a, L> {
+    levels: &'a L,
+    x: &'a Block,
+    weights: &'a Block,
+    choice: Choice,
+    row_scale: RowScale,
+}
+
+impl<L: Levels> NullaryFnOnce for ChoiceError<'_, L> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call(self) -> f32 {
+        choice_error(self.levels, self.x, self.weights, self.choice, self.row_scale)
+    }
 }
 
 /// The row scales worth rounding for, best estimate first. Every bf16 from just below
@@ -459,7 +509,7 @@ fn choose_block<L: Levels>(
 ) -> (Choice, f32) {
     let mut best = (Choice::ZERO, squared_norm(weights, x));
     let mut attempt = |choice: Choice| {
-        let error = choice_error(levels, x, weights, choice, row_scale);
+        let error = Arch::new().dispatch(ChoiceError { levels, x, weights, choice, row_scale });
         if error < best.1 {
             best = (choice, error);
         }

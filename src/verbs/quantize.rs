@@ -8,13 +8,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use gristmill_convert::{GgufOrigin, gguf_model};
-use gristmill_eval::{Protocol, QualityConfig, QualityReport, quality};
+use gristmill_eval::{
+    Protocol, QualityConfig, QualityReport, peak_memory, quality, reset_peak_memory,
+};
 use gristmill_formats::Progress;
 use gristmill_formats::container::{self, FOOTER_BYTES, Header, Provenance};
 use gristmill_formats::limits::PANEL_ALIGN;
 use gristmill_quantize::{
     Calibration, GgufExport, GgufFileType, Metadata, Method, Plan, QuantizeError, Recipe, Report,
-    RoundedTensor, plan_source, quantize,
+    RoundedTensor, TuningReport, plan_source, quantize,
 };
 use gristmill_runtime::KvType;
 use serde::Serialize;
@@ -33,6 +35,9 @@ pub(super) struct Packed {
     pub(super) output: PathBuf,
     #[serde(flatten)]
     pub(super) report: Report,
+    /// Largest resident size of the process, mapped source included; null where the system does not
+    /// tell.
+    pub(super) peak_memory_bytes: Option<u64>,
     /// Null when it was not measured.
     pub(super) quality: Option<QualityReport>,
 }
@@ -74,6 +79,8 @@ pub(super) fn run(session: Session, args: &QuantizeArgs) -> Result<Outcome> {
 
     recipe.resume = args.resume;
     recipe.sweeps = args.refine;
+    recipe.epochs = args.tune;
+    recipe.objective = args.objective;
     recipe.file_bytes = budget(args, &source);
     if recipe.method.is_calibrated() {
         recipe.calibration = Some(calibration(&source, args.calib.as_deref(), args.calib_tokens)?);
@@ -167,9 +174,11 @@ pub(super) fn pack(
     let provenance = source.provenance(progress)?;
     let metadata = Metadata { provenance, source_paths: source.files() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build()?;
+    reset_peak_memory();
     let report =
         pool.install(|| quantize(&*model, recipe, output, &metadata, progress)).map_err(usage)?;
-    Ok(Packed { output: output.into(), report, quality: None })
+    let peak_memory_bytes = peak_memory();
+    Ok(Packed { output: output.into(), report, peak_memory_bytes, quality: None })
 }
 
 /// Writes a GGUF file.
@@ -346,7 +355,22 @@ impl Render for Packed {
         if let Some(predicted) = report.predicted_kld {
             facts.add("predicted", format_args!("{predicted:.4} nats of divergence per token"));
         }
+        if let Some(TuningReport { kept, epochs, divergence, .. }) = &report.tuning {
+            let (before, after) = (divergence[0], divergence[*kept]);
+            facts.add(
+                "tuned",
+                format_args!(
+                    "{before:.4} -> {after:.4} nats over text held out, pass {kept} of {epochs}"
+                ),
+            );
+        }
         facts.add("time", format_args!("{:.1} s, {} threads", report.seconds, report.threads));
+        if let Some(peak) = self.peak_memory_bytes {
+            facts.add(
+                "memory",
+                format_args!("{} at most, mapped files included", render::bytes(peak)),
+            );
+        }
         let mut text = facts.text();
         if let Some(quality) = &self.quality {
             text.push('\n');

@@ -290,4 +290,24 @@ impl Codec {
             }
         }
     }
+
+    /// Row `row` of one panel of `cols` columns as [`Self::pack_panel`] was given it.
+    ///
+    /// # Panics
+    /// When the codec is dense, `bytes` is not one panel of that many columns, or `row` is not below 16.
+    pub fn unpack_row(&self, bytes: &[u8], row: usize, cols: usize) -> QuantizedRow {
+        assert!(row < PANEL_ROWS, "row {row} of a panel");
+        assert_eq!(bytes.len(), self.panel_bytes(cols), "bytes of one {} panel", self.id());
+        let (header, codes) = PanelHeader::split(bytes, cols);
+        let code = |col: usize| match self {
+            Self::Q8 => q8::code(codes, row, col),
+            Self::Table(grid) => table::code(grid.bits(), codes, row, col),
+            Self::F32 | Self::Bf16 | Self::F16 => panic!("{} has no codes", self.id()),
+        };
+        QuantizedRow {
+            row_scale: half::bf16::from_f32(header.row_scale(row)),
+            block_scales: (0..block_count(cols)).map(|b| header.block_scale(b, row)).collect(),
+            codes: (0..block_count(cols) * BLOCK_COLS).map(code).collect(),
+        }
+    }
 }

@@ -11,12 +11,17 @@ fn offset(row: usize, col: usize) -> usize {
     block * BLOCK_BYTES + (c / 4) * 64 + row * 4 + c % 4
 }
 
+/// The code of a row and column.
+pub(super) fn code(codes: &[u8], row: usize, col: usize) -> u8 {
+    codes[offset(row, col)]
+}
+
 pub(super) fn decode_row(panel: &[u8], row: usize, out: &mut [f32]) {
     let (header, codes) = PanelHeader::split(panel, out.len());
     let row_scale = header.row_scale(row);
     for (col, o) in out.iter_mut().enumerate() {
         let scale = row_scale * f32::from(header.block_scale(col / BLOCK_COLS, row));
-        *o = scale * f32::from(codes[offset(row, col)] as i8);
+        *o = scale * f32::from(code(codes, row, col) as i8);
     }
 }
 

@@ -60,15 +60,18 @@ fn place(bits: u32, row: usize, col: usize) -> (usize, usize) {
     (block * bits as usize * VECTOR + row * 4 + c % 4, c / 4)
 }
 
+/// The code of a row and column.
+pub(super) fn code(bits: u32, codes: &[u8], row: usize, col: usize) -> u8 {
+    let (byte, v) = place(bits, row, col);
+    let part = |p: Part| ((codes[byte + p.vector * VECTOR] >> p.shift) & p.mask()) << p.bit;
+    parts(bits, v).into_iter().fold(0, |code, p| code | part(p))
+}
+
 pub(super) fn decode_row(grid: &Grid, panel: &[u8], row: usize, out: &mut [f32]) {
     let (header, codes) = PanelHeader::split(panel, out.len());
     let row_scale = header.row_scale(row);
     for (col, o) in out.iter_mut().enumerate() {
-        let (byte, v) = place(grid.bits(), row, col);
-        let mut code = 0;
-        for part in parts(grid.bits(), v) {
-            code |= ((codes[byte + part.vector * VECTOR] >> part.shift) & part.mask()) << part.bit;
-        }
+        let code = code(grid.bits(), codes, row, col);
         let block_scale = header.block_scale(col / BLOCK_COLS, row);
         let value = grid.value(code, block_scale & Grid::SHIFT_BIT != 0);
         *o = row_scale * f32::from(block_scale & Grid::MAX_BLOCK_SCALE) * f32::from(value);

@@ -73,6 +73,7 @@ fn packed_rows_decode_to_their_weights() {
                     }
                     let want: Vec<f32> = (0..cols).map(|c| weight(&codec, row, c)).collect();
                     assert_eq!(got, want, "{codec:?} row {r} of {cols}");
+                    assert_eq!(codec.unpack_row(&panel, r, cols), *row, "{codec:?}");
                 }
             }
         }

@@ -10,7 +10,8 @@ const ROWS: usize = 48;
 
 fn statistics(input: Moment, output: Moment) -> Statistics {
     let fisher = 2.5;
-    Statistics { input, output: Some(output), energy: Vec::new(), fisher, row_energy: Vec::new() }
+    let (input, output) = (Some(input), Some(output));
+    Statistics { input, output, energy: Vec::new(), fisher, row_energy: Vec::new() }
 }
 
 fn pair(stretch: usize, kv: usize, copies: usize) -> FoldPair {
@@ -69,13 +70,14 @@ fn the_cost_of_no_scales_is_that_of_plain_rounding() {
     let problem = problem(&pair, 3);
     let consumer = &consumers(&problem, CodecId::Q4)[0];
     let (weights, statistics) = &problem[0];
-    let mean = statistics.input.mean();
+    let moment = statistics.input.as_ref().expect("a moment");
+    let mean = moment.mean();
     let importance: Vec<f32> = (0..64).map(|j| mean[(j, j)]).collect();
     let rounded = round_nearest(&consumer.grid, weights.data(), 64, &importance);
     let output = statistics.output.as_ref().expect("given above");
     let left = output.diagonal();
     let loss = loss(&consumer.grid, &rounded, weights.data(), 64, &mean, Left::Rows(&left));
-    let expected = 0.5 * statistics.fisher * loss / (statistics.input.trace() * output.trace());
+    let expected = 0.5 * statistics.fisher * loss / (moment.trace() * output.trace());
     let rows: Vec<usize> = (0..ROWS).collect();
     let found = consumer.cost(&rows, &[1.0; 64], Judge::Plain);
     assert!((found / expected - 1.0).abs() < 1e-4, "{found}, expected {expected}");

@@ -15,13 +15,16 @@ mod matrix;
 mod prediction;
 mod rounding;
 mod statistics;
+mod swaps;
 mod target;
 mod work;
 
 pub use matrix::RoundedTensor;
 pub(crate) use prediction::predict;
 pub(crate) use rounding::{packed_file, round_model};
-pub(crate) use statistics::{Statistics, collect, load_blocks};
+pub(crate) use statistics::{Statistics, Wanted, collect, load_blocks, put};
+pub use swaps::Swap;
+pub(crate) use swaps::{correction, measure_swaps};
 pub(crate) use target::{GgufTarget, PackedTarget};
 pub(crate) use work::Work;
 
@@ -46,7 +49,7 @@ impl Calibration {
     /// Tokens of a sequence that is not told otherwise.
     pub const DEFAULT_SEQUENCE: usize = 512;
     /// Tokens that are used when it is not said how many.
-    pub const DEFAULT_TOKENS: usize = 16_384;
+    pub const DEFAULT_TOKENS: usize = 10_240;
 
     /// Takes sequences of a text, spread evenly over it, until there are about `budget` tokens.
     /// `tokens` are those of the whole text.
@@ -111,7 +114,10 @@ const BUILT_IN: [&str; 5] = [
 const BATCH_TOKENS: usize = 4096;
 
 /// Ranges of tokens, each of whole sequences and about [`BATCH_TOKENS`] long.
-fn batches(tokens: usize, sequence: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+pub(crate) fn batches(
+    tokens: usize,
+    sequence: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> {
     let batch = (BATCH_TOKENS / sequence).max(1) * sequence;
     (0..tokens).step_by(batch).map(move |first| first..tokens.min(first + batch))
 }

@@ -75,11 +75,12 @@ pub(crate) fn predict(
                     let costs = factor.map_or_else(Vec::new, |f| f.importance());
                     let mut rows = Rows::sample(&costs, weights.rows());
                     rows.scale /= trace;
-                    let candidates = candidates(&codecs, weights, &s.input, &rows, s.fisher);
+                    let input = s.input(layer)?;
+                    let candidates = candidates(&codecs, weights, input, &rows, s.fisher);
                     progress.advance(1);
-                    (layer_tensor(layer, linear.part()), candidates)
+                    Ok((layer_tensor(layer, linear.part()), candidates))
                 })
-                .collect();
+                .collect::<Result<_>>()?;
             found.extend(results);
         }
     }

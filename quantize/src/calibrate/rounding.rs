@@ -15,7 +15,7 @@ use super::work::Work;
 use super::{Calibration, batches};
 use crate::fold::FoldedSource;
 use crate::hessian::Moment;
-use crate::network::{BlockParams, Linear, Matrix, forward, tensor};
+use crate::network::{BlockParams, Linear, Matrix, forward, observe, tensor};
 use crate::{QuantizeError, Result};
 
 /// Rounds the matrices that `target` has a format for, into the work directory.
@@ -189,10 +189,11 @@ fn capture(
     wanted: &[Linear],
     statistics: &[Statistics],
 ) -> Vec<Moment> {
-    let mut moments: Vec<Moment> = statistics.iter().map(|s| Moment::new(s.input.len())).collect();
+    let weights = |&l: &Linear| &block.projection(l).expect("a layer of this block").weight;
+    let mut moments: Vec<Moment> = wanted.iter().map(|l| Moment::new(weights(l).cols())).collect();
     for batch in batches(x.rows(), calibration.sequence) {
-        let mut part = x.slice(batch.clone());
-        forward(block, &mut part, calibration.sequence, &mut |input, matrix| {
+        let part = x.slice(batch.clone());
+        observe(block, &part, calibration.sequence, &mut |input, matrix| {
             for (i, linear) in wanted.iter().enumerate() {
                 if linear.input() == input {
                     let energy = &statistics[i].energy[batch.clone()];

@@ -12,6 +12,7 @@ use super::{Calibration, batches};
 use crate::fold::Folds;
 use crate::hessian::Moment;
 use crate::network::{BlockParams, Head, Linear, Matrix, backward, embed, forward};
+use crate::recipe::Objective;
 use crate::{QuantizeError, Result};
 
 /// Sequences whose weight gradients are computed.
@@ -29,8 +30,8 @@ const ENDS_FILE: &str = "ends.moments";
 /// What the first pass knows of one matrix.
 #[derive(Debug)]
 pub(crate) struct Statistics {
-    /// Inputs, weighted by the energy of the output's gradient.
-    pub(crate) input: Moment,
+    /// Inputs, weighted by the energy of the output's gradient; `None` where they are not wanted.
+    pub(crate) input: Option<Moment>,
     /// Gradients of the output, weighted by the energy of the input; `None` where rows are taken as
     /// independent.
     pub(crate) output: Option<Moment>,
@@ -44,11 +45,20 @@ pub(crate) struct Statistics {
     pub(crate) row_energy: Vec<f32>,
 }
 
-/// Collects the statistics of all matrices into the work directory. `gradients` is false when only the
-/// inputs are wanted: then nothing runs backwards and all tokens weigh the same.
+/// What is to be collected.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    pub(crate) objective: Objective,
+    /// Whether moments of the inputs of the model as it is are needed too. Rounding takes those behind
+    /// blocks already rounded.
+    pub(crate) inputs: bool,
+}
+
+/// Collects the statistics of all matrices into the work directory.
 pub(crate) fn collect(
     source: &dyn ModelSource,
     calibration: &Calibration,
+    wanted: Wanted,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -77,7 +87,7 @@ pub(crate) fn collect(
     }
 
     let head = Head::load(source)?;
-    let mut ends = Ends::new(&head, tokens);
+    let mut ends = Ends::new(&head, tokens, wanted.objective);
     let mut gradient = Matrix::zeros(tokens, x.cols());
     for batch in batches(tokens, sequence) {
         check()?;
@@ -104,9 +114,9 @@ pub(crate) fn collect(
             let mut d = gradient.slice(batch.clone());
             for (block, x) in blocks.iter().zip(&inputs).rev() {
                 backward(block, x, &mut d, sequence, &mut |linear, input, d_output| {
-                    let collector = collectors
-                        .entry(linear)
-                        .or_insert_with(|| Collector::new(input.cols(), d_output.cols(), stride));
+                    let collector = collectors.entry(linear).or_insert_with(|| {
+                        Collector::new(input.cols(), d_output.cols(), stride, wanted)
+                    });
                     collector.add(input, d_output, sequence);
                 });
             }
@@ -138,10 +148,10 @@ impl Statistics {
     /// energies that tokens are weighed by, of which only the sums over all channels are known: tokens
     /// keep their weights. The Fisher information goes with the moments whose product it is.
     pub(crate) fn fold(&mut self, folds: &Folds, name: &str) {
-        if let Some(factors) = folds.columns(name) {
-            let before = self.input.trace();
-            self.input.rescale(|j| 1.0 / factors[j]);
-            self.fisher *= ratio(self.input.trace(), before);
+        if let (Some(factors), Some(input)) = (folds.columns(name), &mut self.input) {
+            let before = input.trace();
+            input.rescale(|j| 1.0 / factors[j]);
+            self.fisher *= ratio(input.trace(), before);
         }
         if let (Some(divisors), Some(output)) = (folds.rows(name), &mut self.output) {
             let before = output.trace();
@@ -150,10 +160,16 @@ impl Statistics {
         }
     }
 
+    /// Moment of the inputs, where it was wanted.
+    pub(crate) fn input(&self, layer: usize) -> Result<&Moment> {
+        let missing = || QuantizeError::Damaged { file: layer_file(layer) };
+        self.input.as_ref().ok_or_else(missing)
+    }
+
     fn take(vectors: &mut Vectors, part: &str) -> Option<Self> {
         let mut take = |name: &str| vectors.take(&format!("{part}.{name}"));
         Some(Self {
-            input: Moment::from_vector(take("input")?)?,
+            input: take("input").and_then(Moment::from_vector),
             output: take("output").and_then(Moment::from_vector),
             energy: take("energy")?,
             fisher: f64::from(*take("fisher")?.first()?),
@@ -188,7 +204,7 @@ impl EndStatistics {
         let head = Statistics::take(&mut vectors, "head").ok_or_else(missing)?;
         let total: f32 = head.row_energy.iter().sum();
         let rows = head.row_energy.iter().map(|e| e / total).collect();
-        let mut input = head.input;
+        let mut input = head.input.ok_or_else(missing)?;
         let name = spec.head_tensor().to_owned();
         if spec.tied_head {
             // One matrix, used twice: both uses add to the loss.
@@ -212,7 +228,7 @@ pub(crate) fn load_blocks(source: &dyn ModelSource, layer: usize) -> Result<Vec<
 }
 
 /// Replaces rows of `x` from `first` on.
-pub(super) fn put(x: &mut Matrix, first: usize, part: &Matrix) {
+pub(crate) fn put(x: &mut Matrix, first: usize, part: &Matrix) {
     let start = first * x.cols();
     x.data_mut()[start..start + part.data().len()].copy_from_slice(part.data());
 }
@@ -233,8 +249,9 @@ impl Checkpoint {
 
 /// Moments of one linear layer under way.
 struct Collector {
-    input: Moment,
-    output: Moment,
+    objective: Objective,
+    input: Option<Moment>,
+    output: Option<Moment>,
     energy: Vec<f32>,
     /// `Σ |G|²` of the weights' gradients G of whole sequences, and the tokens of those.
     gradient: (f64, usize),
@@ -244,16 +261,22 @@ struct Collector {
 }
 
 impl Collector {
-    fn new(n_in: usize, n_out: usize, stride: usize) -> Self {
-        let (input, output) = (Moment::new(n_in), Moment::new(n_out));
-        Self { input, output, energy: Vec::new(), gradient: (0.0, 0), stride, sequences: 0 }
+    fn new(n_in: usize, n_out: usize, stride: usize, wanted: Wanted) -> Self {
+        let Wanted { objective, inputs } = wanted;
+        let input = inputs.then(|| Moment::new(n_in));
+        let output = (objective == Objective::Fisher).then(|| Moment::new(n_out));
+        let (energy, gradient, sequences) = (Vec::new(), (0.0, 0), 0);
+        Self { objective, input, output, energy, gradient, stride, sequences }
     }
 
     fn add(&mut self, input: &Matrix, d_output: &Matrix, sequence: usize) {
-        let x = clip(input.row_energies());
-        let g = clip(d_output.row_energies());
-        self.input.add(input.data(), Some(&g));
-        self.output.add(d_output.data(), Some(&x));
+        let g = token_weights(self.objective, d_output);
+        if let Some(moment) = &mut self.input {
+            moment.add(input.data(), Some(&g));
+        }
+        if let Some(moment) = &mut self.output {
+            moment.add(d_output.data(), Some(&clip(input.row_energies())));
+        }
         self.energy.extend(g);
         for first in (0..input.rows()).step_by(sequence) {
             if self.sequences.is_multiple_of(self.stride) {
@@ -269,12 +292,17 @@ impl Collector {
 
     fn vectors(self) -> Vec<(&'static str, Vec<f32>)> {
         let fisher = self.gradient.0 / self.gradient.1 as f64;
-        vec![
-            ("input", self.input.to_vector()),
-            ("output", self.output.to_vector()),
-            ("energy", self.energy),
-            ("fisher", vec![fisher as f32]),
-        ]
+        let moments = [("input", self.input), ("output", self.output)].into_iter();
+        let moments = moments.filter_map(|(name, moment)| Some((name, moment?.to_vector())));
+        moments.chain([("energy", self.energy), ("fisher", vec![fisher as f32])]).collect()
+    }
+}
+
+/// How much each token's input counts.
+fn token_weights(objective: Objective, d_output: &Matrix) -> Vec<f32> {
+    match objective {
+        Objective::Inputs => vec![1.0; d_output.rows()],
+        Objective::Guided | Objective::Fisher => clip(d_output.row_energies()),
     }
 }
 
@@ -290,6 +318,7 @@ fn clip(mut energy: Vec<f32>) -> Vec<f32> {
 
 /// Statistics of the output head and of the embedding.
 struct Ends {
+    objective: Objective,
     input: Moment,
     energy: Vec<f32>,
     row_energy: Vec<f32>,
@@ -297,9 +326,10 @@ struct Ends {
 }
 
 impl Ends {
-    fn new(head: &Head, tokens: usize) -> Self {
+    fn new(head: &Head, tokens: usize, objective: Objective) -> Self {
         let (vocab, d) = (head.weight.rows(), head.weight.cols());
         Self {
+            objective,
             input: Moment::new(d),
             energy: Vec::with_capacity(tokens),
             row_energy: vec![0.0; vocab],
@@ -308,9 +338,9 @@ impl Ends {
     }
 
     fn add(&mut self, input: &Matrix, d_logits: &Matrix) {
-        let energy = clip(d_logits.row_energies());
-        self.input.add(input.data(), Some(&energy));
-        self.energy.extend(energy);
+        let weights = token_weights(self.objective, d_logits);
+        self.input.add(input.data(), Some(&weights));
+        self.energy.extend(clip(d_logits.row_energies()));
         d_logits.add_column_energies(&mut self.row_energy);
     }
 

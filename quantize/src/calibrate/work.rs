@@ -158,6 +158,11 @@ fn partial(name: &str) -> String {
 pub(crate) struct Vectors(std::collections::HashMap<String, Vec<f32>>);
 
 impl Vectors {
+    /// All of them.
+    pub(crate) fn into_map(self) -> std::collections::HashMap<String, Vec<f32>> {
+        self.0
+    }
+
     /// Takes a vector out.
     pub(crate) fn take(&mut self, name: &str) -> Option<Vec<f32>> {
         self.0.remove(name)

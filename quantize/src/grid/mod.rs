@@ -25,4 +25,9 @@ pub(crate) trait RowGrid: Sync {
     fn round(&self, row: &mut Self::Row, col: usize, x: f32) -> f32;
     /// The value stored at a column.
     fn value(&self, row: &Self::Row, col: usize) -> f32;
+    /// Multiplies what spans the whole row by about `factor`, codes and finer scales staying as they
+    /// are; returns the factor as stored, 1 where a format has nothing that spans a row.
+    fn rescale(&self, _row: &mut Self::Row, _factor: f32) -> f32 {
+        1.0
+    }
 }

@@ -115,4 +115,8 @@ impl RowGrid for PackedGrid {
     fn value(&self, row: &PackedRow, col: usize) -> f32 {
         row.value(col)
     }
+
+    fn rescale(&self, row: &mut PackedRow, factor: f32) -> f32 {
+        row.row_scale.rescale(factor)
+    }
 }

@@ -58,16 +58,40 @@ pub fn forward(
     sequence: usize,
     observer: &mut dyn FnMut(Input, &Matrix),
 ) {
-    check(x, sequence);
-    let input = block.pre_norm.forward(x);
-    observer(block.mixer.first(), &input);
-    let trace = block.mixer.trace(&input, sequence);
-    let (name, last) = block.mixer.last();
-    observer(name.input(), trace.mid());
+    let trace = inputs(block, x, sequence, observer);
+    let (_, last) = block.mixer.last();
     match &block.post_norm {
         Some(norm) => x.add(&norm.forward(&last.apply(trace.mid()))),
         None => last.add_apply(trace.mid(), x),
     }
+}
+
+/// Shows `observer` what the linear layers of a block read, and computes no more than that takes.
+///
+/// # Panics
+/// When `x` does not hold whole sequences.
+pub fn observe(
+    block: &BlockParams,
+    x: &Matrix,
+    sequence: usize,
+    observer: &mut dyn FnMut(Input, &Matrix),
+) {
+    inputs(block, x, sequence, observer);
+}
+
+fn inputs(
+    block: &BlockParams,
+    x: &Matrix,
+    sequence: usize,
+    observer: &mut dyn FnMut(Input, &Matrix),
+) -> Trace {
+    check(x, sequence);
+    let input = block.pre_norm.forward(x);
+    observer(block.mixer.first(), &input);
+    let trace = block.mixer.trace(&input, sequence);
+    let (name, _) = block.mixer.last();
+    observer(name.input(), trace.mid());
+    trace
 }
 
 /// Turns the gradient of the residual stream after a block into that before it, in place. `x` is the

@@ -5,7 +5,7 @@ use std::ops::Range;
 use gristmill_formats::source::ModelSource;
 use rayon::prelude::*;
 
-use super::vecmath::{divergence, log_softmax, softcap, softcap_slope, softmax, vectorized};
+use super::vecmath::{divergence, exp, log_softmax, softcap, softcap_slope, softmax, vectorized};
 use super::weights::{norm, tensor};
 use super::{Matrix, Norm};
 use crate::Result;
@@ -66,7 +66,7 @@ impl Head {
         gradient: &mut dyn FnMut(Range<usize>, &mut Matrix),
         observer: &mut dyn FnMut(&Matrix, &Matrix),
     ) -> Matrix {
-        let mut d_hidden = Matrix::zeros(hidden.rows(), hidden.cols());
+        let mut d_hidden = Matrix::unset(hidden.rows(), hidden.cols());
         for tokens in self.tiles(hidden.rows()) {
             let x = hidden.slice(tokens.clone());
             let input = self.norm.forward(&x);
@@ -109,6 +109,33 @@ impl Head {
         self.backward(hidden, &mut gradient, observer)
     }
 
+    /// As [`Self::backward`] of the mean over tokens of the divergence from `teacher` (see
+    /// [`Self::divergence`]), which is returned too.
+    ///
+    /// # Panics
+    /// When the two have different numbers of tokens.
+    pub fn divergence_backward(
+        &self,
+        hidden: &Matrix,
+        teacher: &Self,
+        teacher_hidden: &Matrix,
+        observer: &mut dyn FnMut(&Matrix, &Matrix),
+    ) -> (f64, Matrix) {
+        assert_eq!(hidden.rows(), teacher_hidden.rows());
+        let share = 1.0 / hidden.rows() as f32;
+        let mut sum = 0.0;
+        let mut gradient = |tokens: Range<usize>, logits: &mut Matrix| {
+            let mut log_p = teacher.logits(&teacher_hidden.slice(tokens));
+            sum += divergences(&mut log_p, logits);
+            logits.for_each_row(|t, log_q| {
+                let pairs = log_q.iter_mut().zip(log_p.row(t));
+                vectorized(|| pairs.for_each(|(q, &p)| *q = (exp(*q) - exp(p)) * share));
+            });
+        };
+        let d_hidden = self.backward(hidden, &mut gradient, observer);
+        (sum * f64::from(share), d_hidden)
+    }
+
     /// Mean over tokens of the Kullback-Leibler divergence, in nats, of this head's distribution on
     /// `hidden` from that of `teacher` on `teacher_hidden`: `Σ p_teacher log(p_teacher / p)`.
     ///
@@ -118,21 +145,7 @@ impl Head {
         assert_eq!(hidden.rows(), teacher_hidden.rows());
         let tiles = self.tiles(hidden.rows()).map(|tokens| {
             let mut log_q = self.logits(&hidden.slice(tokens.clone()));
-            let mut log_p = teacher.logits(&teacher_hidden.slice(tokens));
-            let vocab = log_p.cols();
-            let rows = log_p.data_mut().par_chunks_exact_mut(vocab);
-            let rows = rows.zip(log_q.data_mut().par_chunks_exact_mut(vocab));
-            let each: Vec<f64> = rows
-                .map_init(Vec::new, |scratch, (log_p, log_q)| {
-                    vectorized(|| {
-                        log_softmax(log_p, scratch);
-                        log_softmax(log_q, scratch);
-                        divergence(log_p, log_q)
-                    })
-                })
-                .collect();
-            // In order, so that the sum does not depend on the threads.
-            each.iter().sum::<f64>()
+            divergences(&mut teacher.logits(&teacher_hidden.slice(tokens)), &mut log_q)
         });
         tiles.sum::<f64>() / hidden.rows() as f64
     }
@@ -141,6 +154,24 @@ impl Head {
         let tile = (TILE_LOGITS / self.weight.rows()).clamp(1, 512);
         (0..tokens).step_by(tile).map(move |first| first..tokens.min(first + tile))
     }
+}
+
+/// Turns logits into logarithms of probabilities; returns the sum over rows of `Σ p (log p - log q)`.
+fn divergences(p: &mut Matrix, q: &mut Matrix) -> f64 {
+    let vocab = p.cols();
+    let rows = p.data_mut().par_chunks_exact_mut(vocab);
+    let rows = rows.zip(q.data_mut().par_chunks_exact_mut(vocab));
+    let each: Vec<f64> = rows
+        .map_init(Vec::new, |scratch, (log_p, log_q)| {
+            vectorized(|| {
+                log_softmax(log_p, scratch);
+                log_softmax(log_q, scratch);
+                divergence(log_p, log_q)
+            })
+        })
+        .collect();
+    // In order, so that the sum does not depend on the threads.
+    each.iter().sum()
 }
 
 /// A number in [0, 1): the `index`-th of SplitMix64 (Steele, Lea and Flood 2014) from `seed`.

@@ -4,6 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use super::spare;
 use super::vecmath::{dot, vectorized};
 
 /// Rows that one task takes at least, so that short rows are not drowned in scheduling.
@@ -14,7 +15,7 @@ const PRODUCT_ROWS: usize = 512;
 const PRODUCT_COLS: usize = 96;
 
 /// A row-major matrix of f32; `[tokens, width]` for activations, `[n_out, n_in]` for weights.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct Matrix {
     rows: usize,
     cols: usize,
@@ -33,7 +34,14 @@ impl Matrix {
 
     /// All zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self::new(rows, cols, vec![0.0; rows * cols])
+        let mut matrix = Self::unset(rows, cols);
+        matrix.data.fill(0.0);
+        matrix
+    }
+
+    /// Any values: all are to be written.
+    pub(super) fn unset(rows: usize, cols: usize) -> Self {
+        Self::new(rows, cols, spare::take(rows * cols))
     }
 
     /// Number of rows.
@@ -68,8 +76,9 @@ impl Matrix {
 
     /// A copy of some rows.
     pub fn slice(&self, rows: std::ops::Range<usize>) -> Self {
-        let data = self.data[rows.start * self.cols..rows.end * self.cols].to_vec();
-        Self::new(rows.len(), self.cols, data)
+        let mut copy = Self::unset(rows.len(), self.cols);
+        copy.data.copy_from_slice(&self.data[rows.start * self.cols..rows.end * self.cols]);
+        copy
     }
 
     /// `self += other`.
@@ -142,16 +151,21 @@ impl Matrix {
 
     /// `x Wᵀ`: `[tokens, n_in]` and `w` `[n_out, n_in]` to `[tokens, n_out]`.
     pub fn multiply(x: &Self, w: &Self) -> Self {
-        let mut y = Self::zeros(x.rows, w.rows);
+        let mut y = Self::unset(x.rows, w.rows);
         product(&mut y, Accum::Replace, x.view(), w.view().transpose());
         y
     }
 
     /// `aᵀ b`: `[tokens, m]` and `[tokens, n]` to `[m, n]`.
     pub fn transposed_product(a: &Self, b: &Self) -> Self {
-        let mut c = Self::zeros(a.cols, b.cols);
+        let mut c = Self::unset(a.cols, b.cols);
         product(&mut c, Accum::Replace, a.view().transpose(), b.view());
         c
+    }
+
+    /// `self += aᵀ b`.
+    pub fn add_transposed_product(&mut self, a: &Self, b: &Self) {
+        product(self, Accum::Add, a.view().transpose(), b.view());
     }
 
     /// `self += x Wᵀ`.
@@ -161,7 +175,7 @@ impl Matrix {
 
     /// `dy W`, the gradient of `x` in `y = x Wᵀ`: `[tokens, n_out]` to `[tokens, n_in]`.
     pub fn multiply_back(dy: &Self, w: &Self) -> Self {
-        let mut dx = Self::zeros(dy.rows, w.cols);
+        let mut dx = Self::unset(dy.rows, w.cols);
         product(&mut dx, Accum::Replace, dy.view(), w.view());
         dx
     }
@@ -169,6 +183,18 @@ impl Matrix {
     /// `self += dy W`.
     pub fn add_multiply_back(&mut self, dy: &Self, w: &Self) {
         product(self, Accum::Add, dy.view(), w.view());
+    }
+}
+
+impl Clone for Matrix {
+    fn clone(&self) -> Self {
+        self.slice(0..self.rows)
+    }
+}
+
+impl Drop for Matrix {
+    fn drop(&mut self) {
+        spare::give(std::mem::take(&mut self.data));
     }
 }
 

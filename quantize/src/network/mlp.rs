@@ -81,7 +81,7 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
 
 /// `act(gate) * up`.
 fn gated(act: impl Fn(f32) -> (f32, f32) + Sync, gate: &Matrix, up: &Matrix) -> Matrix {
-    let mut mid = Matrix::zeros(gate.rows(), gate.cols());
+    let mut mid = Matrix::unset(gate.rows(), gate.cols());
     mid.for_each_row(|t, mid| {
         vectorized(|| {
             for ((mid, gate), up) in mid.iter_mut().zip(gate.row(t)).zip(up.row(t)) {

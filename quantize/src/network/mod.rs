@@ -24,11 +24,12 @@ mod mlp;
 mod norm;
 mod rotation;
 mod scores;
+mod spare;
 mod vecmath;
 mod weights;
 
 pub use attention::Attention;
-pub use block::{backward, forward};
+pub use block::{backward, forward, observe};
 pub use head::Head;
 pub use linear::{Input, Linear, Projection};
 pub use matrix::Matrix;

@@ -25,7 +25,7 @@ impl Norm {
 
     /// The norm of `x`.
     pub(super) fn forward(&self, x: &Matrix) -> Matrix {
-        let mut y = Matrix::zeros(x.rows(), x.cols());
+        let mut y = Matrix::unset(x.rows(), x.cols());
         let n = self.gain.len();
         let rows = y.data_mut().par_chunks_exact_mut(n).zip(x.data().par_chunks_exact(n));
         rows.with_min_len(MIN_ROWS).for_each(|(y, x)| {
@@ -42,7 +42,7 @@ impl Norm {
     /// The gradient of `x` from that of its norm:
     /// `dx = f (g dy) - x f³ mean(g dy x)`, `f = 1 / sqrt(mean(x²) + eps)`.
     pub(super) fn backward(&self, x: &Matrix, dy: &Matrix) -> Matrix {
-        let mut dx = Matrix::zeros(x.rows(), x.cols());
+        let mut dx = Matrix::unset(x.rows(), x.cols());
         let n = self.gain.len();
         let rows = dx.data_mut().par_chunks_exact_mut(n);
         let rows = rows.zip(x.data().par_chunks_exact(n)).zip(dy.data().par_chunks_exact(n));

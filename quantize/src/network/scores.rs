@@ -32,7 +32,7 @@ pub(super) struct Scores {
 impl Scores {
     /// What every head gathers, `[tokens, heads * head_dim]`.
     pub(super) fn attend(&self, spec: &AttentionSpec) -> Matrix {
-        let mut out = Matrix::zeros(self.q.rows(), self.q.cols());
+        let mut out = Matrix::unset(self.q.rows(), self.q.cols());
         let widths = Widths::of(spec);
         let pieces = out.pieces_mut(self.sequence, widths.group);
         pieces.into_par_iter().for_each(|Piece { row, col, view: mut out }| {

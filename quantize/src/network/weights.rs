@@ -13,7 +13,7 @@ use crate::Result;
 /// When the source has no such tensor or cannot read it.
 pub fn tensor(source: &dyn ModelSource, name: &str) -> Result<Matrix> {
     let tensor = source.tensor(name)?;
-    let mut matrix = Matrix::zeros(tensor.rows(), tensor.cols());
+    let mut matrix = Matrix::unset(tensor.rows(), tensor.cols());
     matrix.for_each_row(|r, row| tensor.decode_row(r, row));
     Ok(matrix)
 }
@@ -29,7 +29,7 @@ pub fn embed(source: &dyn ModelSource, tokens: &[u32]) -> Result<Matrix> {
     let spec = source.spec();
     assert!(tokens.iter().all(|&t| t < spec.vocab_size), "a token beyond the vocabulary");
     let tensor = source.tensor("embed")?;
-    let mut x = Matrix::zeros(tokens.len(), tensor.cols());
+    let mut x = Matrix::unset(tokens.len(), tensor.cols());
     x.for_each_row(|t, row| {
         tensor.decode_row(tokens[t] as usize, row);
         row.iter_mut().for_each(|x| *x *= spec.embedding_scale);

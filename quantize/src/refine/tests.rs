@@ -98,6 +98,39 @@ fn it_ends_where_no_single_code_is_better() {
     }
 }
 
+/// Far off scales come back, as far as a bf16 can say them.
+#[test]
+fn scales_of_rows_are_refitted() {
+    for (codec, grid) in packed_grids() {
+        for problem in Problem::all() {
+            let cols = problem.cols;
+            let mut rows = problem.plain(&grid);
+            let fitted = problem.loss(&values(&grid, &rows, cols));
+            for row in &mut rows {
+                grid.rescale(row, 1.25);
+            }
+            let stored = values(&grid, &rows, cols);
+            let (output, mut moved) = (problem.output.as_ref(), 0);
+            let mut errors: Vec<f32> =
+                problem.weights.iter().zip(&stored).map(|(w, v)| w - v).collect();
+            for _ in 0..20 {
+                let before = problem.loss(&values(&grid, &rows, cols));
+                moved += refit(&grid, &mut rows, &mut errors, cols, &problem.input, output);
+                let after = problem.loss(&values(&grid, &rows, cols));
+                assert!(after <= before * (1.0 + 1e-5), "{}: {after} > {before}", codec.id());
+            }
+            let refitted = problem.loss(&values(&grid, &rows, cols));
+            assert!(moved > 0);
+            // Plain rounding's scales are those of another loss, so they are not the best either.
+            assert!(refitted <= fitted * 1.1, "{}: {refitted} {fitted}", codec.id());
+            let stored = values(&grid, &rows, cols);
+            for ((w, v), e) in problem.weights.iter().zip(&stored).zip(&errors) {
+                assert!((w - v - e).abs() < 1e-4, "errors are kept up");
+            }
+        }
+    }
+}
+
 /// All values that a weight can have under the scales of its row.
 fn possible_values(grid: &PackedGrid, row: &PackedRow, col: usize) -> Vec<f32> {
     let mut row = row.clone();
@@ -138,6 +171,8 @@ impl RowGrid for Traced {
     fn value(&self, row: &TracedRow, col: usize) -> f32 {
         self.grid.value(&row.1, col)
     }
+
+    // Without `rescale`: rows keep their scales, so that every change is a code's.
 }
 
 #[test]

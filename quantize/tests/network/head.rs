@@ -31,6 +31,34 @@ fn the_gradient_of_the_residual_stream_is_that_of_differences() {
     }
 }
 
+#[test]
+fn the_gradient_of_the_divergence_is_that_of_differences() {
+    for source in all() {
+        let teacher = Head::load(&source).expect("the head loads");
+        let mut head = teacher.clone();
+        head.weight.data_mut().iter_mut().step_by(3).for_each(|w| *w *= 1.3);
+        let taught = random_matrix(30, head.weight.cols(), 1);
+        let x = random_matrix(30, head.weight.cols(), 2);
+        let (found, gradient) = head.divergence_backward(&x, &teacher, &taught, &mut ignore);
+        let expected = head.divergence(&x, &teacher, &taught);
+        assert!((found - expected).abs() < 1e-6 * expected, "{found} for {expected}");
+        for seed in 3..8 {
+            let direction = random_matrix(x.rows(), x.cols(), seed);
+            let loss = |by: f32| {
+                let values = x.data().iter().zip(direction.data()).map(|(x, d)| x + by * d);
+                let moved = Matrix::new(x.rows(), x.cols(), values.collect());
+                head.divergence(&moved, &teacher, &taught)
+            };
+            let expected = (loss(1e-2) - loss(-1e-2)) / 2e-2;
+            let found = inner(&gradient, &direction);
+            let size = length(&gradient) * length(&direction) / (x.data().len() as f64).sqrt();
+            assert!((found - expected).abs() < 1e-2 * size, "{found} for {expected}");
+        }
+        let (none, _) = teacher.divergence_backward(&taught, &teacher, &taught, &mut ignore);
+        assert!(none.abs() < 1e-6, "{none} from itself");
+    }
+}
+
 /// With the same token over and over, the mean of the gradients' outer products is
 /// `diag(p) - p pᵀ`, the Fisher information of a softmax.
 #[test]

@@ -10,3 +10,4 @@ mod recipes;
 mod resume;
 mod size;
 mod source;
+mod tuning;

@@ -25,12 +25,13 @@ fn run(method: Method, default: CodecId) -> (Report, Vec<u8>) {
 
 #[test]
 fn names_are_those_of_reports() {
-    assert_eq!(Method::ALL.map(Method::name), ["rtn", "gptq", "awq", "awq+gptq", "auto"]);
+    let names = ["absmax", "rtn", "gptq", "awq", "awq+gptq", "auto"];
+    assert_eq!(Method::ALL.map(Method::name), names);
     for method in Method::ALL {
         let json = serde_json::to_string(&method).expect("a name");
         assert_eq!(json, format!("\"{method}\""));
         assert_eq!(serde_json::from_str::<Method>(&json).expect("the same name"), method);
-        assert_eq!(method.is_calibrated(), method != Method::Rtn);
+        assert_eq!(method.is_calibrated(), !matches!(method, Method::Absmax | Method::Rtn));
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use gristmill_formats::Silent;
 use gristmill_formats::codec::CodecId;
-use gristmill_quantize::{Metadata, QuantizeError, Recipe, Report, Result, quantize};
+use gristmill_quantize::{Metadata, Objective, QuantizeError, Recipe, Report, Result, quantize};
 
 use crate::calibration::{calibration, gptq};
 use crate::progress::CancelAfter;
@@ -92,7 +92,8 @@ fn names(directory: &Path) -> Vec<String> {
 #[test]
 fn resumed_runs_make_the_same_file() {
     let sized = Recipe { file_bytes: Some(60_000), ..gptq(CodecId::Q4) };
-    for (recipe, apart) in [(gptq(CodecId::Q4), 6), (sized, 15)] {
+    let tuned = Recipe { epochs: 2, ..gptq(CodecId::Q4) };
+    for (recipe, apart) in [(gptq(CodecId::Q4), 6), (sized, 15), (tuned, 9)] {
         let runs = Runs::new(recipe);
         let (expected, calls) = runs.uninterrupted();
         let mut stages = Vec::new();
@@ -160,6 +161,8 @@ fn work_of_another_run_is_not_continued() {
         ("codec", gptq(CodecId::Q3)),
         ("exception", gptq(CodecId::Q4).with_override("embed=q8").expect("a valid override")),
         ("size", Recipe { file_bytes: Some(60_000), ..gptq(CodecId::Q4) }),
+        ("objective", Recipe { objective: Objective::Inputs, ..gptq(CodecId::Q4) }),
+        ("tuning", Recipe { epochs: 1, ..gptq(CodecId::Q4) }),
         ("sweeps", Recipe { sweeps: 3, ..gptq(CodecId::Q4) }),
         ("text", with(other_text)),
         ("number of sequences", with(calibration(5, 16))),

@@ -103,11 +103,41 @@ fn exceptions_stay_as_asked() {
 }
 
 #[test]
+fn every_role_is_swapped_and_measured() {
+    for (tied, ends) in [(true, ["embed"].as_slice()), (false, &["embed", "head"])] {
+        let report = made(tied, &sized(60_000)).expect("a packed file");
+        let mut roles: Vec<&str> = report.swaps.iter().map(|s| s.role.as_str()).collect();
+        let blocks =
+            ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"];
+        let mut expected: Vec<&str> = blocks.iter().chain(ends).copied().collect();
+        roles.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(roles, expected);
+        for swap in &report.swaps {
+            assert!(swap.measured > 0.0 && swap.predicted > 0.0, "{swap:?}");
+            // Of the same order, though the model is tiny and the text short.
+            assert!((0.1..10.0).contains(&(swap.measured / swap.predicted)), "{swap:?}");
+        }
+    }
+}
+
+#[test]
 fn a_choice_is_no_worse_than_one_codec_for_all() {
     for codec in [CodecId::Q5, CodecId::Q4, CodecId::Q3] {
         let uniform = made(true, &gptq(codec)).expect("a packed file");
         let chosen = made(true, &sized(uniform.file_bytes)).expect("a packed file");
-        let [uniform, chosen] = [uniform, chosen].map(|r| r.predicted_kld.expect("a prediction"));
+        let predicted = |report: &Report| -> f64 {
+            let matrices = report.tensors.iter().filter_map(|t| Some((t, t.rounding.as_ref()?)));
+            let corrected = matrices.map(|(tensor, rounding)| {
+                let swap = chosen.swaps.iter().find(|swap| tensor.name.ends_with(&swap.role));
+                swap.expect("every role was measured").correction() * rounding.predicted_kld
+            });
+            corrected.sum()
+        };
+        let (uniform, total) = (predicted(&uniform), predicted(&chosen));
+        let reported = chosen.predicted_kld.expect("a prediction");
+        assert!((total - reported).abs() < 1e-9 * total, "{total}, reported {reported}");
+        let chosen = total;
         assert!(chosen <= 1.05 * uniform, "{codec}: {chosen} with a choice, {uniform} without");
     }
 }
