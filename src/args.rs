@@ -96,7 +96,7 @@ pub(crate) struct QuantizeArgs {
     /// Codec of the tensors whose name matches: f32, bf16, f16, q8, q6, q5, q4, q3, q2; the first match counts
     #[arg(long = "codec", value_name = "REGEX=ID")]
     pub(crate) codecs: Vec<String>,
-    /// How weights are rounded [default: rtn, with --size or --bpw gptq]
+    /// How weights are rounded [default: rtn; gptq with an option that calibrates]
     #[arg(long, value_name = "NAME", value_parser = method_parser())]
     pub(crate) method: Option<Method>,
     /// What error feedback keeps small: fisher (the model's loss), guided or inputs (a layer's error)

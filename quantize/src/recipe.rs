@@ -64,7 +64,7 @@ impl Method {
     }
 
     /// Whether it feeds errors back.
-    pub(crate) fn feeds_back(self) -> bool {
+    pub fn feeds_back(self) -> bool {
         matches!(self, Self::Gptq | Self::AwqGptq | Self::Auto)
     }
 

@@ -15,8 +15,8 @@ use gristmill_formats::Progress;
 use gristmill_formats::container::{self, FOOTER_BYTES, Header, Provenance};
 use gristmill_formats::limits::PANEL_ALIGN;
 use gristmill_quantize::{
-    Calibration, GgufExport, GgufFileType, Metadata, Method, Plan, QuantizeError, Recipe, Report,
-    RoundedTensor, TuningReport, plan_source, quantize,
+    Calibration, GgufExport, GgufFileType, Metadata, Method, Objective, Plan, QuantizeError,
+    Recipe, Report, RoundedTensor, TuningReport, plan_source, quantize,
 };
 use gristmill_runtime::KvType;
 use serde::Serialize;
@@ -132,11 +132,22 @@ fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
     for text in &args.codecs {
         recipe = recipe.with_override(text).map_err(usage)?;
     }
-    let sized = args.size.is_some() || args.bpw.is_some();
-    recipe.method = args.method.unwrap_or(if sized { Method::Gptq } else { Method::Rtn });
-    if sized && !recipe.method.is_calibrated() {
-        let message =
-            format!("--size and --bpw need a calibrated method, {} is not", recipe.method);
+    let calibrating = [
+        ("--size", args.size.is_some()),
+        ("--bpw", args.bpw.is_some()),
+        ("--tune", args.tune > 0),
+        ("--refine", args.refine > 0),
+        ("--objective", args.objective != Objective::default()),
+    ];
+    let calibrating = calibrating.into_iter().find(|(_, given)| *given).map(|(name, _)| name);
+    let default = if calibrating.is_some() { Method::Gptq } else { Method::Rtn };
+    recipe.method = args.method.unwrap_or(default);
+    if let (Some(option), false) = (calibrating, recipe.method.is_calibrated()) {
+        let message = format!("{option} needs a calibrated method, {} is not", recipe.method);
+        return Err(Usage(message)).hint("leave --method out, or give --method gptq");
+    }
+    if args.refine > 0 && !recipe.method.feeds_back() {
+        let message = format!("--refine follows error feedback, {} has none", recipe.method);
         return Err(Usage(message)).hint("leave --method out, or give --method gptq");
     }
     Ok(recipe)

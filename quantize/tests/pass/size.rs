@@ -107,8 +107,7 @@ fn every_role_is_swapped_and_measured() {
     for (tied, ends) in [(true, ["embed"].as_slice()), (false, &["embed", "head"])] {
         let report = made(tied, &sized(60_000)).expect("a packed file");
         let mut roles: Vec<&str> = report.swaps.iter().map(|s| s.role.as_str()).collect();
-        let blocks =
-            ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"];
+        let blocks = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"];
         let mut expected: Vec<&str> = blocks.iter().chain(ends).copied().collect();
         roles.sort_unstable();
         expected.sort_unstable();

@@ -4,7 +4,8 @@ use gristmill_formats::Silent;
 use gristmill_formats::codec::CodecId;
 use gristmill_formats::container::{PackedFile, verify};
 use gristmill_formats::source::{ModelSource, check_tensors};
-use gristmill_quantize::{Metadata, Recipe, Report, quantize};
+use gristmill_quantize::network::{BlockParams, Head, Matrix, embed, forward};
+use gristmill_quantize::{Metadata, Method, Recipe, Report, quantize};
 
 use crate::calibration::{calibration, gptq};
 use crate::source::{TestSource, spec};
@@ -12,7 +13,7 @@ use crate::source::{TestSource, spec};
 fn recipe(epochs: usize) -> Recipe {
     let calibration = Some(calibration(16, 64));
     let recipe = Recipe { epochs, calibration, ..gptq(CodecId::Q2) };
-    recipe.with_override(r"^layers\.1\.attn\.o$=bf16").expect("a valid override")
+    recipe.with_override(r"^layers\.1\.attn\.o$=f32").expect("a valid override")
 }
 
 /// Makes a file on as many threads; its report and bytes.
@@ -53,6 +54,44 @@ fn tuning_lowers_the_divergence_over_text_that_it_did_not_see() {
         // Nothing but numbers in the header may become longer.
         assert!(bytes.len() <= plain_bytes.len() + 4096);
         assert_ne!(bytes, plain_bytes);
+    }
+}
+
+/// The network of a source over some sequences: the head and the stream before it.
+fn hidden(source: &dyn ModelSource, tokens: &[u32], sequence: usize) -> (Head, Matrix) {
+    let mut x = embed(source, tokens).expect("an embedding");
+    for (layer, spec) in source.spec().layers.iter().enumerate() {
+        for block in 0..spec.blocks.len() {
+            let block = BlockParams::load(source, layer, block).expect("a block");
+            forward(&block, &mut x, sequence, &mut |_, _| ());
+        }
+    }
+    (Head::load(source).expect("a head"), x)
+}
+
+/// What tuning measured is measured again in the file that was written, whatever else was done to the
+/// weights.
+#[test]
+fn the_file_is_the_model_that_was_tuned() {
+    for (tied, method) in [(true, Method::Gptq), (false, Method::Gptq), (true, Method::AwqGptq)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let out = dir.path().join("model.grist");
+        let source = TestSource::plausible(spec(tied), 3);
+        let recipe = Recipe { method, ..recipe(3) };
+        let report = quantize(&source, &recipe, &out, &Metadata::default(), &Silent);
+        let tuning = report.expect("a packed file").tuning.expect("it was asked for");
+        let calibration = recipe.calibration.expect("a text");
+        let sequences = calibration.tokens.chunks(calibration.sequence).enumerate();
+        let held: Vec<u32> =
+            sequences.filter(|(i, _)| i % 8 == 4).flat_map(|(_, s)| s).copied().collect();
+        assert_eq!(held.len(), tuning.held_out);
+        let file = PackedFile::open(&out).expect("the file opens");
+        let (head, x) = hidden(&file, &held, calibration.sequence);
+        let (teacher, taught) = hidden(&source, &held, calibration.sequence);
+        let (found, said) =
+            (head.divergence(&x, &teacher, &taught), tuning.divergence[tuning.kept]);
+        assert!(tuning.kept > 0, "{:?}", tuning.divergence);
+        assert!((found - said).abs() < 1e-4 * said, "{method}: {found}, reported {said}");
     }
 }
 
