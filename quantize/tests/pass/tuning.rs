@@ -101,3 +101,13 @@ fn threads_do_not_change_a_byte() {
     let (_, three) = run(&recipe(2), true, 3);
     assert_eq!(one, three);
 }
+
+/// Tables that move change the length of the header.
+#[test]
+fn a_size_that_was_asked_for_is_kept() {
+    for bytes in [54_000, 60_000, 70_000] {
+        let (report, file) = run(&Recipe { file_bytes: Some(bytes), ..recipe(2) }, true, 2);
+        assert_eq!(file.len() as u64, report.file_bytes);
+        assert!(report.file_bytes <= bytes, "{} of {bytes} bytes", report.file_bytes);
+    }
+}
