@@ -9,6 +9,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::adam::Parameters;
+use super::stride;
 use crate::network::Matrix;
 
 /// The unit of a table's parameters, in table values.
@@ -50,7 +51,8 @@ impl TunedMatrix {
         });
         let rows: Vec<QuantizedRow> = unpacked.collect::<Vec<_>>().into_iter().flatten().collect();
         let table = codec.grid().map_or(0, |grid| grid.values().len() + 1);
-        let parameters = Parameters::new(rows.len() * (1 + block_count(cols)) + table);
+        let len = rows.len() * (1 + block_count(cols)) + table;
+        let parameters = Parameters::new(len, stride(codec.id().code_bits()));
         Self { codec: codec.clone(), rows, cols, parameters }
     }
 

@@ -38,8 +38,17 @@ const HELD_OUT: usize = 8;
 /// Tokens of a step, as whole sequences.
 const STEP_TOKENS: usize = 1024;
 
-/// What a parameter moves at most in a step: a relative change.
-const STEP: f32 = 1e-3;
+/// What a scale under 2-bit codes moves by in a step, about: a relative change. With every bit the levels
+/// lie twice as close, there is half as much to gain, and the same noise of the gradient costs as much.
+const STRIDE: f32 = 1e-3;
+
+/// Bits that the gains of norms count as.
+const GAIN_BITS: u32 = 4;
+
+/// The stride of what belongs to codes of so many bits.
+fn stride(bits: u32) -> f32 {
+    STRIDE * 2f32.powi(2 - bits as i32)
+}
 
 /// Share of the steps in which the rate rises from nothing; then it falls as a half cosine.
 const WARM_UP: f64 = 0.1;
@@ -141,7 +150,7 @@ fn cancel(progress: &dyn Progress) -> Result<()> {
     if progress.cancelled() { Err(QuantizeError::Cancelled) } else { Ok(()) }
 }
 
-/// Share of [`STEP`] at a step, counted from 1.
+/// Share of a stride at a step, counted from 1.
 fn rate(step: usize, steps: usize) -> f32 {
     let at = (step as f64 - 0.5) / steps as f64;
     let falling = 0.5 * (1.0 + (std::f64::consts::PI * at).cos());

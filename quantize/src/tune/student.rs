@@ -7,7 +7,7 @@ use gristmill_formats::source::ModelSource;
 
 use super::adam::Parameters;
 use super::matrix::TunedMatrix;
-use super::{FINAL_NORM, norms, pre_norm_name};
+use super::{FINAL_NORM, GAIN_BITS, norms, pre_norm_name, stride};
 use crate::Result;
 use crate::calibrate::load_blocks;
 use crate::network::{BlockParams, Head, Input, Matrix, Norm, backward, forward, tensor};
@@ -35,7 +35,10 @@ struct TunedNorm {
 
 impl TunedNorm {
     fn new(norm: &Norm) -> Self {
-        Self { gain: norm.gain.clone(), parameters: Parameters::new(norm.gain.len()) }
+        Self {
+            gain: norm.gain.clone(),
+            parameters: Parameters::new(norm.gain.len(), stride(GAIN_BITS)),
+        }
     }
 
     /// Multiplies the elements' changes into the gain.
