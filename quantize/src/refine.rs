@@ -23,6 +23,8 @@ pub(crate) fn refine<G: RowGrid>(
     sweeps: usize,
 ) -> usize {
     let count = rows.len();
+    let (input, output) = (&unit(input), output.map(unit));
+    let output = output.as_ref();
     let mut errors = weights.to_vec();
     for (errors, row) in errors.chunks_exact_mut(cols).zip(rows.iter()) {
         errors.iter_mut().enumerate().for_each(|(j, e)| *e -= grid.value(row, j));
@@ -77,6 +79,18 @@ pub(crate) fn refine<G: RowGrid>(
     moved
 }
 
+/// A moment with a largest diagonal entry of 1: the optimum is the same, and products of tiny or huge
+/// entries stay within range.
+fn unit(moment: &Mat<f32>) -> Mat<f32> {
+    let n = moment.nrows();
+    let largest = (0..n).map(|i| f64::from(moment[(i, i)])).fold(0.0, f64::max);
+    let factor = if largest > 0.0 { 1.0 / largest } else { 1.0 };
+    Mat::from_fn(n, n, |i, j| (f64::from(moment[(i, j)]) * factor) as f32)
+}
+
+/// A row's scale moves by at most this share at a time: it was fitted already.
+const MAX_REFIT: f32 = 0.25;
+
 /// Moves each row's scale to the optimum that all other rows leave it, where that lowers the loss. The
 /// loss as a function of the factor `1 + d` on row r alone is `-2 d Mᵣᵣ + d² Hₒ,ᵣᵣ Nᵣᵣ` with
 /// `M = Hₒ E Hᵢ Ŵᵀ` and `N = Ŵ Hᵢ Ŵᵀ`. Returns how many rows moved.
@@ -120,7 +134,8 @@ fn refit<G: RowGrid>(
             continue;
         }
         let before = rows[r].clone();
-        let step: f32 = grid.rescale(&mut rows[r], 1.0 + slope / curvature) - 1.0;
+        let wanted: f32 = (slope / curvature).clamp(-MAX_REFIT, MAX_REFIT);
+        let step = grid.rescale(&mut rows[r], 1.0 + wanted) - 1.0;
         // The stored scale is coarse and can overshoot to where the loss is no lower.
         if step == 0.0 || step * (2.0 * slope - step * curvature) <= 0.0 {
             rows[r] = before;
