@@ -56,6 +56,11 @@ impl TunedMatrix {
         Self { codec: codec.clone(), rows, cols, parameters }
     }
 
+    /// Bits of a code.
+    pub(super) fn bits(&self) -> u32 {
+        self.codec.id().code_bits()
+    }
+
     /// Where the changes of a row's block scales are.
     fn blocks(&self, row: usize) -> Range<usize> {
         let count = block_count(self.cols);

@@ -42,10 +42,7 @@ const STEP_TOKENS: usize = 1024;
 /// lie twice as close, there is half as much to gain, and the same noise of the gradient costs as much.
 const STRIDE: f32 = 1e-3;
 
-/// Bits that the gains of norms count as.
-const GAIN_BITS: u32 = 4;
-
-/// The stride of what belongs to codes of so many bits.
+/// The stride of what belongs to codes of so many bits; the gain of a norm belongs to those that read it.
 fn stride(bits: u32) -> f32 {
     STRIDE * 2f32.powi(2 - bits as i32)
 }

@@ -7,7 +7,7 @@ use gristmill_formats::source::ModelSource;
 
 use super::adam::Parameters;
 use super::matrix::TunedMatrix;
-use super::{FINAL_NORM, GAIN_BITS, norms, pre_norm_name, stride};
+use super::{FINAL_NORM, norms, pre_norm_name, stride};
 use crate::Result;
 use crate::calibrate::load_blocks;
 use crate::network::{BlockParams, Head, Input, Matrix, Norm, backward, forward, tensor};
@@ -34,11 +34,10 @@ struct TunedNorm {
 }
 
 impl TunedNorm {
-    fn new(norm: &Norm) -> Self {
-        Self {
-            gain: norm.gain.clone(),
-            parameters: Parameters::new(norm.gain.len(), stride(GAIN_BITS)),
-        }
+    fn new(norm: &Norm, reader: Option<&TunedMatrix>) -> Self {
+        // What is read densely has lost nothing that a gain could make up for.
+        let stride = reader.map_or(0.0, |matrix| stride(matrix.bits()));
+        Self { gain: norm.gain.clone(), parameters: Parameters::new(norm.gain.len(), stride) }
     }
 
     /// Multiplies the elements' changes into the gain.
@@ -88,8 +87,13 @@ impl Student {
                 matrix.decode(embed);
             }
         }
-        let blocks = layers.iter().flatten().map(|block| TunedNorm::new(&block.pre_norm));
-        let all = blocks.chain([TunedNorm::new(&head.norm)]);
+        let blocks = layers.iter().enumerate().flat_map(|(layer, blocks)| {
+            let name = move |block: &BlockParams| layer_tensor(layer, block.linears()[0].part());
+            let reader = |block: &BlockParams| matrices.get(&name(block));
+            let norms = blocks.iter().map(|block| TunedNorm::new(&block.pre_norm, reader(block)));
+            norms.collect::<Vec<_>>()
+        });
+        let all = blocks.chain([TunedNorm::new(&head.norm, matrices.get(spec.head_tensor()))]);
         let norms = norms(&spec).into_iter().map(|(name, _)| name).zip(all).collect();
         let mut student = Self { layers, head, embed, spec, sequence, matrices, norms };
         student.apply();
