@@ -22,24 +22,11 @@ import subprocess
 import sys
 import time
 
+from llamacpp import llama_cpp
+
 METRICS = ("prefill_tok_s", "decode_tok_s")
 FLASH = {"auto": -1, "off": 0}
 BUSY = 0.1  # cores
-
-
-# Kept at module level because the C side holds on to it.
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def silent(level, text, user_data):
-    pass
-
-
-def llama_cpp():
-    import llama_cpp.llama_cpp as lib
-
-    # Its loading log is hundreds of lines; errors still come back as return codes.
-    lib.llama_log_set(silent, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    return lib
 
 
 def measure(gguf, threads, prompt, gen, flash):

@@ -11,29 +11,16 @@ nats per scored position; same top is the share of positions where both find the
 All files stay mapped and take turns window by window, so that memory holds one window's logits of two files, whatever the text.
 """
 import argparse
-import ctypes
 import json
 import os
 import sys
 
 import numpy as np
 
+from llamacpp import llama_cpp
+
 ROWS = 64  # positions whose log-probabilities are held in double precision at a time
 RESAMPLES, SEED = 2000, 0
-
-
-# Kept at module level because the C side holds on to it.
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def silent(level, text, user_data):
-    pass
-
-
-def llama_cpp():
-    import llama_cpp.llama_cpp as lib
-
-    lib.llama_log_set(silent, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    return lib
 
 
 class Model:

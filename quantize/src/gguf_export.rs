@@ -70,7 +70,7 @@ impl GgufExport<'_> {
             let GgufData::Source { name, .. } = &tensor.data else { return None };
             (tensor.shape.len() == 2).then(|| (name.clone(), info.ty))
         });
-        let target = GgufTarget { types: types.collect(), sweeps: 0 };
+        let target = GgufTarget { types: types.collect() };
         let source = FoldedSource::new(source, Folds::default());
         let done = round_model(&source, &target, calibration, &work, progress)?;
         let mut rounded = |tensor: &GgufTensor, ty: GgmlType| {

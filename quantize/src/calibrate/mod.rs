@@ -22,10 +22,10 @@ mod work;
 pub use matrix::RoundedTensor;
 pub(crate) use prediction::predict;
 pub(crate) use rounding::{packed_file, round_model};
-pub(crate) use statistics::{Statistics, Wanted, collect, load_blocks, put};
+pub(crate) use statistics::{Statistics, Wanted, collect, forward_model, load_blocks, put};
 pub use swaps::Swap;
 pub(crate) use swaps::{correction, measure_swaps};
-pub(crate) use target::{GgufTarget, PackedTarget};
+pub(crate) use target::{GgufTarget, PackedTarget, pack_panels};
 pub(crate) use work::Work;
 
 use std::fmt;

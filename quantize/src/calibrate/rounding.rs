@@ -9,13 +9,13 @@ use gristmill_formats::source::ModelSource;
 use rayon::prelude::*;
 
 use super::matrix::{Moments, RoundedTensor};
-use super::statistics::{EndStatistics, Statistics, load_blocks, put};
+use super::statistics::{EndStatistics, Statistics, forward_batches, load_blocks};
 use super::target::Target;
 use super::work::Work;
 use super::{Calibration, batches};
 use crate::fold::FoldedSource;
 use crate::hessian::Moment;
-use crate::network::{BlockParams, Linear, Matrix, forward, observe, tensor};
+use crate::network::{BlockParams, Linear, Matrix, embed_by, observe, tensor};
 use crate::{QuantizeError, Result};
 
 /// Rounds the matrices that `target` has a format for, into the work directory.
@@ -36,11 +36,7 @@ pub(crate) fn round_model(
     for layer in 0..source.spec().layers.len() {
         for mut block in load_blocks(source, layer)? {
             pass.block(layer, &mut block, &x, calibration)?;
-            for batch in batches(x.rows(), calibration.sequence) {
-                let mut part = x.slice(batch.clone());
-                forward(&block, &mut part, calibration.sequence, &mut |_, _| ());
-                put(&mut x, batch.start, &part);
-            }
+            forward_batches(&block, &mut x, calibration.sequence);
         }
     }
     Ok(pass.done)
@@ -75,13 +71,9 @@ impl Pass<'_> {
         let Some(bytes) = self.work.read(&packed_file("embed"))? else {
             return crate::network::embed(self.source, tokens);
         };
-        let spec = self.source.spec();
-        let mut x = Matrix::zeros(tokens.len(), spec.d_model as usize);
-        x.for_each_row(|t, row| {
-            self.target.decode_row("embed", &bytes, tokens[t] as usize, row);
-            row.iter_mut().for_each(|x| *x *= spec.embedding_scale);
-        });
-        Ok(x)
+        Ok(embed_by(self.source.spec(), tokens, |token, row| {
+            self.target.decode_row("embed", &bytes, token, row);
+        }))
     }
 
     /// Rounds a block's matrices and puts them into it.

@@ -77,11 +77,7 @@ pub(crate) fn collect(
         check()?;
         checkpoints.push(Checkpoint::of(&x));
         for block in load_blocks(source, layer)? {
-            for batch in batches(tokens, sequence) {
-                let mut part = x.slice(batch.clone());
-                forward(&block, &mut part, sequence, &mut |_, _| ());
-                put(&mut x, batch.start, &part);
-            }
+            forward_batches(&block, &mut x, sequence);
         }
         progress.advance(tokens as u64);
     }
@@ -225,6 +221,29 @@ fn layer_file(layer: usize) -> String {
 pub(crate) fn load_blocks(source: &dyn ModelSource, layer: usize) -> Result<Vec<BlockParams>> {
     let count = source.spec().layers[layer].blocks.len();
     (0..count).map(|block| BlockParams::load(source, layer, block)).collect()
+}
+
+/// Passes a block, batch by batch.
+pub(super) fn forward_batches(block: &BlockParams, x: &mut Matrix, sequence: usize) {
+    for batch in batches(x.rows(), sequence) {
+        let mut part = x.slice(batch.clone());
+        forward(block, &mut part, sequence, &mut |_, _| ());
+        put(x, batch.start, &part);
+    }
+}
+
+/// Passes all blocks of a model.
+pub(crate) fn forward_model(
+    source: &dyn ModelSource,
+    x: &mut Matrix,
+    sequence: usize,
+) -> Result<()> {
+    for layer in 0..source.spec().layers.len() {
+        for block in load_blocks(source, layer)? {
+            forward_batches(&block, x, sequence);
+        }
+    }
+    Ok(())
 }
 
 /// Replaces rows of `x` from `first` on.

@@ -4,18 +4,17 @@
 
 use gristmill_formats::Progress;
 use gristmill_formats::codec::CodecId;
-use gristmill_formats::model::ModelSpec;
 use gristmill_formats::source::ModelSource;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Calibration;
 use super::matrix::{Moments, round_plainly};
-use super::statistics::{EndStatistics, Statistics, load_blocks};
+use super::statistics::{EndStatistics, Statistics, forward_model, load_blocks};
 use super::work::Work;
 use crate::grid::RowGrid;
 use crate::grid::packed::PackedGrid;
-use crate::network::{BlockParams, Head, Linear, Matrix, embed, forward, tensor};
+use crate::network::{BlockParams, Head, Linear, Matrix, embed, embed_by, forward, tensor};
 use crate::recipe::Recipe;
 use crate::{QuantizeError, Result};
 
@@ -176,24 +175,22 @@ fn measure_end(
     sequence: usize,
     (head, model): (&Head, &Matrix),
 ) -> Result<f64> {
-    let spec: &ModelSpec = source.spec();
-    let mut x = model.clone();
-    if name == "embed" {
-        x.for_each_row(|t, row| {
-            row.copy_from_slice(rounded.row(tokens[t] as usize));
-            row.iter_mut().for_each(|x| *x *= spec.embedding_scale);
-        });
-        for layer in 0..spec.layers.len() {
-            for block in load_blocks(source, layer)? {
-                forward(&block, &mut x, sequence, &mut |_, _| ());
-            }
+    let spec = source.spec();
+    let embedded = match name {
+        "embed" => {
+            let row = |token: usize, out: &mut [f32]| out.copy_from_slice(rounded.row(token));
+            let mut x = embed_by(spec, tokens, row);
+            forward_model(source, &mut x, sequence)?;
+            Some(x)
         }
-    }
+        _ => None,
+    };
+    let x = embedded.as_ref().unwrap_or(model);
     if name == spec.head_tensor() {
-        let swapped = Head { weight: rounded, ..head.clone() };
-        return Ok(swapped.divergence(&x, head, model));
+        let swapped = Head { norm: head.norm.clone(), weight: rounded, softcap: head.softcap };
+        return Ok(swapped.divergence(x, head, model));
     }
-    Ok(head.divergence(&x, head, model))
+    Ok(head.divergence(x, head, model))
 }
 
 #[cfg(test)]

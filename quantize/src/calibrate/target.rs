@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use gristmill_formats::codec::{Codec, PANEL_ROWS, panel_count};
+use gristmill_formats::codec::{Codec, PANEL_ROWS, QuantizedRow, panel_count};
 use gristmill_formats::gguf::GgmlType;
 use rayon::prelude::*;
 
@@ -71,14 +71,7 @@ impl Target for PackedTarget {
             Some(sweeps) => round(&grid, weights, moments, fisher, sweeps),
             None => round_plainly(&grid, weights, moments, fisher),
         };
-        let cols = weights.cols();
-        let panel = codec.panel_bytes(cols);
-        let mut bytes = vec![0u8; panel_count(rows.len()) * panel];
-        let panels = bytes.par_chunks_exact_mut(panel).zip(rows.par_chunks(PANEL_ROWS));
-        panels.for_each(|(bytes, rows)| {
-            let rows: Vec<_> = rows.iter().map(|row| grid.store(row)).collect();
-            codec.pack_panel(&rows, cols, bytes);
-        });
+        let bytes = pack_panels(codec, rows.len(), weights.cols(), |r| grid.store(&rows[r]));
         (bytes, report)
     }
 
@@ -89,10 +82,26 @@ impl Target for PackedTarget {
     }
 }
 
+/// The panels of a matrix whose rows `row` gives.
+pub(crate) fn pack_panels(
+    codec: &Codec,
+    rows: usize,
+    cols: usize,
+    row: impl Fn(usize) -> QuantizedRow + Sync,
+) -> Vec<u8> {
+    let panel_bytes = codec.panel_bytes(cols);
+    let mut bytes = vec![0u8; panel_count(rows) * panel_bytes];
+    bytes.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(p, panel)| {
+        let rows = p * PANEL_ROWS..rows.min((p + 1) * PANEL_ROWS);
+        let rows: Vec<_> = rows.map(&row).collect();
+        codec.pack_panel(&rows, cols, panel);
+    });
+    bytes
+}
+
 /// Block types of GGUF, encoded row by row in the order of the model.
 pub(crate) struct GgufTarget {
     pub(crate) types: HashMap<String, GgmlType>,
-    pub(crate) sweeps: usize,
 }
 
 impl Target for GgufTarget {
@@ -107,7 +116,7 @@ impl Target for GgufTarget {
         moments: &Moments<'_>,
         fisher: f64,
     ) -> (Vec<u8>, RoundedTensor) {
-        let visitor = Rounding { weights, moments, fisher, sweeps: self.sweeps };
+        let visitor = Rounding { weights, moments, fisher };
         visit(self.types[name], visitor).expect("dense types are not rounded")
     }
 
@@ -122,14 +131,13 @@ struct Rounding<'a> {
     weights: &'a Matrix,
     moments: &'a Moments<'a>,
     fisher: f64,
-    sweeps: usize,
 }
 
 impl GridVisitor for Rounding<'_> {
     type Output = (Vec<u8>, RoundedTensor);
 
     fn visit<G: GgufGrid>(self, grid: &G) -> Self::Output {
-        let (rows, report) = round(grid, self.weights, self.moments, self.fisher, self.sweeps);
+        let (rows, report) = round(grid, self.weights, self.moments, self.fisher, 0);
         let mut bytes = Vec::new();
         rows.iter().for_each(|row| grid.pack(row, &mut bytes));
         (bytes, report)

@@ -35,4 +35,5 @@ pub use linear::{Input, Linear, Projection};
 pub use matrix::Matrix;
 pub use mlp::Mlp;
 pub use norm::Norm;
+pub(crate) use weights::embed_by;
 pub use weights::{BlockParams, MixerParams, embed, tensor};

@@ -1,7 +1,7 @@
 //! A block's tensors in single precision.
 
 use gristmill_formats::FormatError;
-use gristmill_formats::model::{Mixer, NormSpec, layer_tensor};
+use gristmill_formats::model::{Mixer, ModelSpec, NormSpec, layer_tensor};
 use gristmill_formats::source::ModelSource;
 
 use super::{Attention, Linear, Matrix, Mlp, Norm, Projection};
@@ -29,12 +29,21 @@ pub fn embed(source: &dyn ModelSource, tokens: &[u32]) -> Result<Matrix> {
     let spec = source.spec();
     assert!(tokens.iter().all(|&t| t < spec.vocab_size), "a token beyond the vocabulary");
     let tensor = source.tensor("embed")?;
-    let mut x = Matrix::unset(tokens.len(), tensor.cols());
+    Ok(embed_by(spec, tokens, |token, row| tensor.decode_row(token, row)))
+}
+
+/// The same from an embedding of which `decode` gives the row of a token.
+pub(crate) fn embed_by(
+    spec: &ModelSpec,
+    tokens: &[u32],
+    decode: impl Fn(usize, &mut [f32]) + Sync,
+) -> Matrix {
+    let mut x = Matrix::unset(tokens.len(), spec.d_model as usize);
     x.for_each_row(|t, row| {
-        tensor.decode_row(tokens[t] as usize, row);
+        decode(tokens[t] as usize, row);
         row.iter_mut().for_each(|x| *x *= spec.embedding_scale);
     });
-    Ok(x)
+    x
 }
 
 pub(super) fn vector(source: &dyn ModelSource, name: &str) -> Result<Vec<f32>> {

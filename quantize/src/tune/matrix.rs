@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use gristmill_formats::codec::{
-    BLOCK_COLS, Codec, Grid, PANEL_ROWS, QuantizedRow, block_count, panel_count,
-};
+use gristmill_formats::codec::{BLOCK_COLS, Codec, Grid, PANEL_ROWS, QuantizedRow, block_count};
 use half::bf16;
 use rayon::prelude::*;
 
 use super::adam::Parameters;
 use super::stride;
+use crate::calibrate::pack_panels;
 use crate::network::Matrix;
 
 /// The unit of a table's parameters, in table values.
@@ -127,15 +126,7 @@ impl TunedMatrix {
 
     /// The panels, for [`Self::codec`].
     pub(super) fn pack(&self) -> Vec<u8> {
-        let codec = self.codec();
-        let panel_bytes = codec.panel_bytes(self.cols);
-        let mut bytes = vec![0u8; panel_count(self.rows.len()) * panel_bytes];
-        bytes.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(p, panel)| {
-            let rows = p * PANEL_ROWS..self.rows.len().min((p + 1) * PANEL_ROWS);
-            let rows: Vec<_> = rows.map(|r| self.row(r)).collect();
-            codec.pack_panel(&rows, self.cols, panel);
-        });
-        bytes
+        pack_panels(&self.codec(), self.rows.len(), self.cols, |r| self.row(r))
     }
 
     /// Adds to the gradient of the parameters what follows from that of the weights.

@@ -26,9 +26,9 @@ use serde::{Deserialize, Serialize};
 
 use self::matrix::TunedMatrix;
 use self::student::Student;
-use crate::calibrate::{Calibration, Work, batches, load_blocks, packed_file, put};
+use crate::calibrate::{Calibration, Work, forward_model, packed_file, put};
 use crate::fold::Folds;
-use crate::network::{Head, Matrix, embed, forward};
+use crate::network::{Head, Matrix, embed};
 use crate::plan::TensorPlan;
 use crate::{QuantizeError, Result};
 
@@ -179,15 +179,7 @@ struct Lesson<'a> {
 impl<'a> Lesson<'a> {
     fn new(source: &dyn ModelSource, calibration: &'a Calibration) -> Result<Self> {
         let mut hidden = embed(source, &calibration.tokens)?;
-        for layer in 0..source.spec().layers.len() {
-            for block in load_blocks(source, layer)? {
-                for batch in batches(calibration.tokens.len(), calibration.sequence) {
-                    let mut part = hidden.slice(batch.clone());
-                    forward(&block, &mut part, calibration.sequence, &mut |_, _| ());
-                    put(&mut hidden, batch.start, &part);
-                }
-            }
-        }
+        forward_model(source, &mut hidden, calibration.sequence)?;
         Ok(Self { calibration, teacher: Head::load(source)?, hidden })
     }
 

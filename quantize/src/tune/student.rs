@@ -10,7 +10,7 @@ use super::matrix::TunedMatrix;
 use super::{FINAL_NORM, norms, pre_norm_name, stride};
 use crate::Result;
 use crate::calibrate::load_blocks;
-use crate::network::{BlockParams, Head, Input, Matrix, Norm, backward, forward, tensor};
+use crate::network::{BlockParams, Head, Input, Matrix, Norm, backward, embed_by, forward, tensor};
 use crate::plan::TensorPlan;
 
 /// The whole model in single precision, and what can move in it.
@@ -121,12 +121,7 @@ impl Student {
 
     fn embed(&self, tokens: &[u32]) -> Matrix {
         let table = self.embed.as_ref().unwrap_or(&self.head.weight);
-        let mut x = Matrix::zeros(tokens.len(), table.cols());
-        x.for_each_row(|t, row| {
-            row.copy_from_slice(table.row(tokens[t] as usize));
-            row.iter_mut().for_each(|x| *x *= self.spec.embedding_scale);
-        });
-        x
+        embed_by(&self.spec, tokens, |token, row| row.copy_from_slice(table.row(token)))
     }
 
     /// Divergence from the teacher over some tokens.

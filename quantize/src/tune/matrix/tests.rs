@@ -19,7 +19,7 @@ fn matrix(codec: &Codec) -> (TunedMatrix, Vec<u8>) {
         })
         .collect();
     let panel_bytes = codec.panel_bytes(COLS);
-    let mut bytes = vec![0u8; panel_count(ROWS) * panel_bytes];
+    let mut bytes = vec![0u8; ROWS.div_ceil(PANEL_ROWS) * panel_bytes];
     for (panel, rows) in bytes.chunks_exact_mut(panel_bytes).zip(rows.chunks(PANEL_ROWS)) {
         codec.pack_panel(rows, COLS, panel);
     }
