@@ -1,16 +1,21 @@
 //! The runtime's own threads: one caller and its workers share stages of small, equal units.
 //!
-//! A stage takes a few microseconds, so workers spin before they yield and yield before they park. Each
-//! thread starts with a contiguous range of units, which it takes from the front; a thread that has run
-//! out takes from the back of another's range. Which thread computes a unit never changes its result.
+//! A stage takes a few microseconds, so what starting and ending it costs counts. Each thread has a
+//! mailbox, one cache line, with the units left to it and the job they belong to; a thread takes runs of
+//! units from the front of its own and, when it has run out, from the back of another's, shorter ones
+//! towards the end so that all finish together. Taking a run is what joins a stage: the caller waits for
+//! units, not for threads, so a worker that is late, parked or not given a core delays nobody, and its
+//! units are done by others. Which thread computes a unit never changes its result.
 
+use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// Rounds of spinning before a waiting thread yields: a few microseconds.
-const SPIN_ROUNDS: u32 = 200;
+const SPIN_ROUNDS: u32 = 500;
 /// Rounds of yielding before a waiting worker parks: long enough to bridge sampling and printing.
 const YIELD_ROUNDS: u32 = 1_000;
 
@@ -19,40 +24,49 @@ const YIELD_ROUNDS: u32 = 1_000;
 pub struct Pool {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
+    /// Units that workers have been left with so far, modulo 2^32.
+    left_to_workers: u32,
 }
-
-/// Keeps values of different threads on different cache lines.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Padded<T>(T);
 
 #[derive(Debug)]
 struct Shared {
-    /// Counts stages; a change tells workers that `job` holds a new one.
-    generation: Padded<AtomicU32>,
-    /// Workers that have not finished the stage.
-    running: Padded<AtomicU32>,
-    /// Units left to each thread: first in the high half, end in the low half.
-    ranges: Box<[Padded<AtomicU64>]>,
-    /// Whether a worker is parked or about to be.
-    parked: Box<[Padded<AtomicBool>]>,
-    job: Padded<JobSlot>,
+    mailboxes: Box<[Mailbox]>,
+    /// What each worker reports, apart from the mailboxes because the caller polls it.
+    reports: Box<[Report]>,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
 
-/// The stage's closure, valid from its publication until every worker has finished.
+/// What the caller tells a thread.
 #[derive(Debug, Default)]
-struct JobSlot(std::cell::UnsafeCell<Option<JobPointer>>);
+#[repr(align(128))]
+struct Mailbox {
+    /// [`Units`] left.
+    units: AtomicU64,
+    /// The job of these units. Written by the caller while no unit of any thread is left or running;
+    /// read by a thread that has taken one of these units and not yet reported it.
+    job: UnsafeCell<Option<JobPointer>>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Report {
+    /// Units that this thread has finished since it started, modulo 2^32.
+    finished: AtomicU32,
+    /// Whether it is parked or about to be.
+    parked: AtomicBool,
+}
+
+/// Runs some units on a thread.
+type Job<'a> = dyn Fn(usize, Range<usize>) + Sync + 'a;
 
 #[derive(Debug, Clone, Copy)]
-struct JobPointer(*const (dyn Fn(usize) + Sync));
+struct JobPointer(*const Job<'static>);
 
-// SAFETY: the slot is written by the caller while no worker runs, and read by workers after they have
-// seen the generation change (release/acquire); the closure behind the pointer is Sync.
-unsafe impl Sync for JobSlot {}
+// SAFETY: see `Mailbox::job` for why reads and writes do not meet; the closure behind it is Sync.
+unsafe impl Sync for Mailbox {}
 // SAFETY: as above; the pointer is only ever used to call a Sync closure.
-unsafe impl Send for JobSlot {}
+unsafe impl Send for Mailbox {}
 
 impl Pool {
     /// A pool of `threads` threads, the caller included.
@@ -62,11 +76,8 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         assert!(threads > 0, "a pool needs a thread");
         let shared = Arc::new(Shared {
-            generation: Padded::default(),
-            running: Padded::default(),
-            ranges: (0..threads).map(|_| Padded::default()).collect(),
-            parked: (0..threads).map(|_| Padded::default()).collect(),
-            job: Padded::default(),
+            mailboxes: (0..threads).map(|_| Mailbox::default()).collect(),
+            reports: (0..threads).map(|_| Report::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -79,7 +90,7 @@ impl Pool {
                     .expect("the system starts a thread")
             })
             .collect();
-        Self { shared, handles }
+        Self { shared, handles, left_to_workers: 0 }
     }
 
     /// Threads, the caller included.
@@ -87,8 +98,8 @@ impl Pool {
         self.handles.len() + 1
     }
 
-    /// Runs `prelude` once on every thread, then `unit` for each of `items` in chunks of `chunk` (the
-    /// last may be shorter), each chunk on one thread. `states` are the threads' own states.
+    /// Runs `unit` for each of `items` in chunks of `chunk` (the last may be shorter), each chunk on one
+    /// thread. `states` are the threads' own states.
     ///
     /// # Panics
     /// When there are fewer states than threads, `chunk` is 0, or a closure panics.
@@ -97,13 +108,28 @@ impl Pool {
         states: &mut [S],
         items: &mut [T],
         chunk: usize,
-        prelude: impl Fn(&mut S) + Sync,
         unit: impl Fn(&mut S, usize, &mut [T]) + Sync,
     ) {
+        self.for_each_run(states, items, chunk, 1, unit);
+    }
+
+    /// [`Self::for_each`], but that `run` gets up to `longest` consecutive chunks at once and the index of
+    /// the first.
+    ///
+    /// # Panics
+    /// As [`Self::for_each`], and when `longest` is 0.
+    pub fn for_each_run<S: Send, T: Send>(
+        &mut self,
+        states: &mut [S],
+        items: &mut [T],
+        chunk: usize,
+        longest: usize,
+        run: impl Fn(&mut S, usize, &mut [T]) + Sync,
+    ) {
         let items = Chunks::new(items, chunk);
-        self.stage(states, items.count(), prelude, |state, i| {
+        self.stage(states, items.count(), longest, |state, units| {
             // SAFETY: the stage hands out each index once.
-            unit(state, i, unsafe { items.get(i) });
+            run(state, units.start, unsafe { items.get(units) });
         });
     }
 
@@ -120,15 +146,10 @@ impl Pool {
     ) {
         let (a, b) = (Chunks::new(a, a_chunk), Chunks::new(b, b_chunk));
         assert_eq!(a.count(), b.count(), "chunks in step");
-        self.stage(
-            states,
-            a.count(),
-            |_| (),
-            |state, i| {
-                // SAFETY: the stage hands out each index once.
-                unsafe { unit(state, i, a.get(i), b.get(i)) };
-            },
-        );
+        self.stage(states, a.count(), 1, |state, units| {
+            // SAFETY: the stage hands out each index once.
+            unsafe { unit(state, units.start, a.get(units.clone()), b.get(units)) };
+        });
     }
 
     /// [`Self::for_each`] over two slices, one after the other.
@@ -140,89 +161,106 @@ impl Pool {
         states: &mut [S],
         (a, a_chunk): (&mut [A], usize),
         (b, b_chunk): (&mut [B], usize),
-        prelude: impl Fn(&mut S) + Sync,
         a_unit: impl Fn(&mut S, usize, &mut [A]) + Sync,
         b_unit: impl Fn(&mut S, usize, &mut [B]) + Sync,
     ) {
         let (a, b) = (Chunks::new(a, a_chunk), Chunks::new(b, b_chunk));
-        self.stage(states, a.count() + b.count(), prelude, |state, i| {
+        self.stage(states, a.count() + b.count(), 1, |state, units| {
             // SAFETY: the stage hands out each index once.
             unsafe {
-                match i.checked_sub(a.count()) {
-                    None => a_unit(state, i, a.get(i)),
-                    Some(i) => b_unit(state, i, b.get(i)),
+                match units.start.checked_sub(a.count()) {
+                    None => a_unit(state, units.start, a.get(units)),
+                    Some(i) => b_unit(state, i, b.get(i..i + 1)),
                 }
             }
         });
     }
 
-    /// One stage: the prelude on every thread, then every unit once on some thread.
+    /// One stage: every unit once on some thread, in runs of up to `longest`.
     fn stage<S: Send>(
         &mut self,
         states: &mut [S],
         units: usize,
-        prelude: impl Fn(&mut S) + Sync,
-        unit: impl Fn(&mut S, usize) + Sync,
+        longest: usize,
+        run: impl Fn(&mut S, Range<usize>) + Sync,
     ) {
         let threads = self.threads();
         assert!(states.len() >= threads, "a state for each thread");
-        let units = u32::try_from(units).expect("units fit 32 bits");
-        if threads == 1 {
-            prelude(&mut states[0]);
-            return (0..units).for_each(|i| unit(&mut states[0], i as usize));
+        assert!(longest > 0, "runs have units");
+        if threads == 1 || units == 1 {
+            let starts = (0..units).step_by(longest);
+            return starts.for_each(|i| run(&mut states[0], i..units.min(i + longest)));
         }
-        let shared = Arc::clone(&self.shared);
-        let share = |t: usize| (u64::from(units) * t as u64 / threads as u64) as u32;
-        for (t, range) in shared.ranges.iter().enumerate() {
-            range.0.store(pack(share(t), share(t + 1)), Ordering::Relaxed);
-        }
+        assert!(units <= Units::MAX, "{units} units");
         let states = Chunks::new(states, 1);
-        self.broadcast(&|thread| {
-            // SAFETY: each thread takes the state of its own index.
-            let state = unsafe { &mut states.get(thread)[0] };
-            prelude(state);
-            while let Some(i) = shared.next_unit(thread) {
-                unit(state, i as usize);
-            }
+        self.share(units, longest, &|thread, units| {
+            // SAFETY: each thread takes the state of its own index, for one run at a time.
+            run(unsafe { &mut states.get(thread..thread + 1)[0] }, units);
         });
     }
 
-    /// Runs a closure on every thread and waits for all.
-    fn broadcast(&mut self, job: &(dyn Fn(usize) + Sync)) {
+    /// Runs a job's units on all threads and waits until each has been finished.
+    fn share(&mut self, units: usize, longest: usize, job: &Job<'_>) {
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes; the pointer is not used after this function returns,
-        // because it waits for every worker below.
-        let job_pointer = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(
-                job,
-            )
-        };
-        // SAFETY: no worker runs between stages, so nothing else touches the slot.
-        unsafe { *shared.job.0.0.get() = Some(JobPointer(job_pointer)) };
-        shared.running.0.store(self.handles.len() as u32, Ordering::Relaxed);
-        shared.generation.0.fetch_add(1, Ordering::SeqCst);
-        for (index, handle) in self.handles.iter().enumerate() {
-            if shared.parked[index + 1].0.swap(false, Ordering::SeqCst) {
+        let threads = shared.mailboxes.len();
+        let share = |t: usize| (units * t / threads) as u32;
+        let longest = longest.min(Units::MAX_RUN) as u32;
+        // SAFETY: only the lifetime changes. A thread uses the pointer only between taking a unit and
+        // reporting it, and this function does not return before every unit is reported or drained.
+        let pointer = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
+        for mailbox in &shared.mailboxes {
+            // SAFETY: no unit is left or running, so no thread reads the slot.
+            unsafe { *mailbox.job.get() = Some(JobPointer(pointer)) };
+        }
+        for (t, mailbox) in shared.mailboxes.iter().enumerate() {
+            let units = Units { first: share(t), end: share(t + 1), longest };
+            mailbox.units.store(units.pack(), Ordering::Release);
+        }
+        for (report, handle) in shared.reports[1..].iter().zip(&self.handles) {
+            // A worker that is just parking may be missed: then others take its units, and it is woken
+            // by the next stage.
+            if report.parked.load(Ordering::Relaxed) {
+                report.parked.store(false, Ordering::Relaxed);
                 handle.thread().unpark();
             }
         }
-        let own = catch_unwind(AssertUnwindSafe(|| job(0)));
-        let mut rounds = 0u32;
-        while shared.running.0.load(Ordering::Acquire) != 0 {
+        let mut own = 0;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(Taken { units, job }) = shared.take(0) {
+                own += units.len();
+                // SAFETY: units of this stage were taken.
+                unsafe { (*job.0)(0, units) };
+            }
+        }));
+        if result.is_err() {
+            // The remaining units are not run.
+            while let Some(taken) = shared.take(0) {
+                own += taken.units.len();
+            }
+        }
+        self.left_to_workers = self.left_to_workers.wrapping_add((units - own) as u32);
+        let finished = || {
+            let counts = shared.reports[1..].iter().map(|r| r.finished.load(Ordering::Acquire));
+            counts.fold(0, u32::wrapping_add)
+        };
+        let mut rounds = 0;
+        while finished() != self.left_to_workers {
             rounds += 1;
             if rounds < SPIN_ROUNDS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        if let Err(panic) = own {
+        if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
-        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
+        if shared.panicked.load(Ordering::Relaxed) {
+            shared.panicked.store(false, Ordering::Relaxed);
+            panic!("a worker thread panicked");
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.generation.0.fetch_add(1, Ordering::SeqCst);
         for handle in self.handles.drain(..) {
             handle.thread().unpark();
             // A worker's panic was reported when it happened.
@@ -234,86 +272,119 @@ impl Drop for Pool {
 impl Shared {
     /// A worker's life.
     fn work(&self, index: usize) {
-        let mut seen = 0;
-        loop {
-            self.wait(index, seen);
-            seen = seen.wrapping_add(1);
-            if self.stop.load(Ordering::SeqCst) {
-                return;
+        while self.wait(index) {
+            while let Some(Taken { units, job }) = self.take(index) {
+                let count = units.len() as u32;
+                // SAFETY: units were taken and are not yet reported.
+                let run = || unsafe { (*job.0)(index, units) };
+                if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+                self.reports[index].finished.fetch_add(count, Ordering::Release);
             }
-            // SAFETY: the generation changed, so the caller has published the job and waits for us.
-            let job = unsafe { &*(*self.job.0.0.get()).expect("a job was published").0 };
-            if catch_unwind(AssertUnwindSafe(|| job(index))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-            self.running.0.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Waits until the generation is no longer `seen`: spins, yields, then parks.
-    fn wait(&self, index: usize, seen: u32) {
-        let changed = || self.generation.0.load(Ordering::SeqCst) != seen;
-        for _ in 0..SPIN_ROUNDS {
-            if changed() {
-                return;
+    /// Waits until the thread has units: spins, yields, then parks. False when the pool ends.
+    fn wait(&self, index: usize) -> bool {
+        let has_units = || {
+            let left = Units::unpack(self.mailboxes[index].units.load(Ordering::SeqCst));
+            left.first < left.end
+        };
+        for round in 0..SPIN_ROUNDS + YIELD_ROUNDS {
+            if has_units() {
+                return true;
             }
-            std::hint::spin_loop();
+            if round < SPIN_ROUNDS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        for _ in 0..YIELD_ROUNDS {
-            if changed() {
-                return;
-            }
-            std::thread::yield_now();
-        }
+        let parked = &self.reports[index].parked;
         loop {
-            self.parked[index].0.store(true, Ordering::SeqCst);
-            if changed() {
-                self.parked[index].0.store(false, Ordering::SeqCst);
-                return;
+            parked.store(true, Ordering::SeqCst);
+            let stop = self.stop.load(Ordering::SeqCst);
+            if stop || has_units() {
+                parked.store(false, Ordering::Relaxed);
+                return !stop;
             }
             std::thread::park();
         }
     }
 
-    /// The next unit for a thread: from the front of its own range, else from the back of another's.
-    fn next_unit(&self, thread: usize) -> Option<u32> {
+    /// The next units for a thread: of the longest run that is asked for at most half of what is left,
+    /// from the front of its own range or else from the back of another's.
+    fn take(&self, thread: usize) -> Option<Taken> {
         let take = |owner: usize, from_front: bool| {
-            let range = &self.ranges[owner].0;
-            let mut current = range.load(Ordering::Relaxed);
+            let Mailbox { units, job } = &self.mailboxes[owner];
+            let mut current = units.load(Ordering::Relaxed);
             loop {
-                let (first, end) = unpack(current);
-                if first >= end {
+                let left = Units::unpack(current);
+                if left.first >= left.end {
                     return None;
                 }
-                let (unit, next) = if from_front {
-                    (first, pack(first + 1, end))
+                let count = (left.end - left.first).div_ceil(2).min(left.longest);
+                let (taken, rest) = if from_front {
+                    let middle = left.first + count;
+                    (left.first..middle, Units { first: middle, ..left })
                 } else {
-                    (end - 1, pack(first, end - 1))
+                    let middle = left.end - count;
+                    (middle..left.end, Units { end: middle, ..left })
                 };
-                // Relaxed is enough: units share no data but what the stage's start published.
-                match range.compare_exchange_weak(
+                // Acquire: what the caller wrote before it published the units is seen, the job too.
+                match units.compare_exchange_weak(
                     current,
-                    next,
-                    Ordering::Relaxed,
+                    rest.pack(),
+                    Ordering::Acquire,
                     Ordering::Relaxed,
                 ) {
-                    Ok(_) => return Some(unit),
+                    Ok(_) => {
+                        // SAFETY: units are taken and not reported, so the caller leaves the slot alone.
+                        let job = unsafe { *job.get() }?;
+                        return Some(Taken {
+                            units: taken.start as usize..taken.end as usize,
+                            job,
+                        });
+                    }
                     Err(now) => current = now,
                 }
             }
         };
-        let threads = self.ranges.len();
+        let threads = self.mailboxes.len();
         take(thread, true)
             .or_else(|| (1..threads).find_map(|i| take((thread + i) % threads, false)))
     }
 }
 
-fn pack(first: u32, end: u32) -> u64 {
-    u64::from(first) << 32 | u64::from(end)
+/// Units that a thread has taken, and what to do with them.
+struct Taken {
+    units: Range<usize>,
+    job: JobPointer,
 }
 
-fn unpack(range: u64) -> (u32, u32) {
-    ((range >> 32) as u32, range as u32)
+/// Units left to a thread, as one word.
+#[derive(Debug, Clone, Copy)]
+struct Units {
+    first: u32,
+    end: u32,
+    /// Most that are taken at once.
+    longest: u32,
+}
+
+impl Units {
+    const BITS: u32 = 24;
+    /// Most units of a stage.
+    const MAX: usize = (1 << Self::BITS) - 1;
+    /// Longest run.
+    const MAX_RUN: usize = (1 << (u64::BITS - 2 * Self::BITS)) - 1;
+
+    fn pack(self) -> u64 {
+        u64::from(self.longest) << (2 * Self::BITS)
+            | u64::from(self.first) << Self::BITS
+            | u64::from(self.end)
+    }
+
+    fn unpack(word: u64) -> Self {
+        let field = |at: u32| (word >> at) as u32 & Self::MAX as u32;
+        Self { first: field(Self::BITS), end: field(0), longest: (word >> (2 * Self::BITS)) as u32 }
+    }
 }
 
 /// A slice that threads take apart chunk by chunk.
@@ -339,15 +410,15 @@ impl<'a, T> Chunks<'a, T> {
         self.len.div_ceil(self.chunk)
     }
 
-    /// Chunk `i`.
+    /// Some consecutive chunks.
     ///
     /// # Safety
     /// No two live borrows are of the same chunk.
     #[allow(clippy::mut_from_ref, reason = "chunks are disjoint, see the contract")]
-    unsafe fn get(&self, i: usize) -> &mut [T] {
-        let start = i * self.chunk;
-        assert!(start < self.len, "chunk {i}");
-        let len = self.chunk.min(self.len - start);
+    unsafe fn get(&self, chunks: Range<usize>) -> &mut [T] {
+        let start = chunks.start * self.chunk;
+        assert!(start < self.len, "chunks {chunks:?}");
+        let len = (chunks.len() * self.chunk).min(self.len - start);
         // SAFETY: within the borrowed slice; disjoint by the contract.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(start), len) }
     }
@@ -365,19 +436,14 @@ mod tests {
             for units in [0, 1, 2, 7, 64] {
                 let mut items = vec![0u32; units];
                 for round in 1..=20 {
-                    pool.for_each(
-                        &mut states,
-                        &mut items,
-                        1,
-                        |s| *s += 1,
-                        |_, i, x| {
-                            x[0] += i as u32;
-                        },
-                    );
+                    pool.for_each(&mut states, &mut items, 1, |state, i, x| {
+                        x[0] += i as u32;
+                        *state += 1;
+                    });
                     assert!(items.iter().enumerate().all(|(i, &x)| x == round * i as u32));
                 }
             }
-            assert!(states.iter().all(|&s| s == 100), "the prelude runs on every thread");
+            assert_eq!(states.iter().sum::<usize>(), 20 * (1 + 2 + 7 + 64), "units by thread");
         }
     }
 
@@ -394,7 +460,7 @@ mod tests {
         assert_eq!(b[24], 4);
         let fill = |(): &mut (), _: usize, x: &mut [u8]| x.fill(9);
         let fill_b = |(): &mut (), _: usize, x: &mut [u16]| x.fill(9);
-        pool.for_each_either(&mut states, (&mut a, 3), (&mut b, 1), |()| (), fill, fill_b);
+        pool.for_each_either(&mut states, (&mut a, 3), (&mut b, 1), fill, fill_b);
         assert!(a.iter().all(|&x| x == 9) && b.iter().all(|&x| x == 9));
     }
 
@@ -404,7 +470,7 @@ mod tests {
         let mut items = [0; 8];
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(30));
-            pool.for_each(&mut [(); 2], &mut items, 1, |()| (), |(), _, x| x[0] += 1);
+            pool.for_each(&mut [(); 2], &mut items, 1, |(), _, x| x[0] += 1);
         }
         assert_eq!(items, [3; 8]);
     }
@@ -414,10 +480,10 @@ mod tests {
         let mut pool = Pool::new(3);
         let mut items = [0; 30];
         let result = catch_unwind(AssertUnwindSafe(|| {
-            pool.for_each(&mut [(); 3], &mut items, 1, |()| (), |(), i, _| assert_ne!(i, 29));
+            pool.for_each(&mut [(); 3], &mut items, 1, |(), i, _| assert_ne!(i, 29));
         }));
         assert!(result.is_err());
-        pool.for_each(&mut [(); 3], &mut items, 1, |()| (), |(), _, x| x[0] = 1);
+        pool.for_each(&mut [(); 3], &mut items, 1, |(), _, x| x[0] = 1);
         assert_eq!(items, [1; 30]);
     }
 }

@@ -11,19 +11,20 @@ use crate::model::{MixerWeights, Model};
 pub(super) const ATTENTION_TOKENS: usize = 16;
 /// Rows of logits computed together when every position is scored.
 pub(super) const HEAD_TOKENS: usize = 32;
-/// Units of work per thread and stage: enough that a slow core's share can be taken over.
-const UNITS_PER_THREAD: usize = 8;
+/// Runs of panels per thread and stage, but for the shorter ones at its end: enough that a slow core's
+/// share can be taken over.
+const RUNS_PER_THREAD: usize = 8;
 
 /// Rounds a width up to what vector loops need.
 pub(super) fn padded(width: usize) -> usize {
     width.next_multiple_of(32)
 }
 
-/// Panels of one unit of work.
-pub(super) fn panels_per_unit(rows: usize, threads: usize) -> usize {
+/// Most panels that a thread takes at once.
+pub(super) fn panels_per_run(rows: usize, threads: usize) -> usize {
     match threads {
         1 => panel_count(rows),
-        _ => panel_count(rows).div_ceil(threads * UNITS_PER_THREAD).max(1),
+        _ => panel_count(rows).div_ceil(threads * RUNS_PER_THREAD).max(1),
     }
 }
 
@@ -38,7 +39,7 @@ struct Widths {
     attention: usize,
     head_dim: usize,
     d_ff: usize,
-    /// Rows of one unit of the feed-forward, or of one head.
+    /// Rows of one run of the feed-forward, or of one head.
     unit_rows: usize,
     /// Query heads per key/value head.
     group: usize,
@@ -60,7 +61,7 @@ fn widths(spec: &ModelSpec, threads: usize) -> Widths {
             Mixer::Mlp(m) => {
                 let d_ff = m.d_ff as usize;
                 w.d_ff = w.d_ff.max(d_ff);
-                w.unit_rows = w.unit_rows.max(panels_per_unit(d_ff, threads) * PANEL_ROWS);
+                w.unit_rows = w.unit_rows.max(panels_per_run(d_ff, threads) * PANEL_ROWS);
             }
         }
     }
@@ -72,11 +73,7 @@ fn widths(spec: &ModelSpec, threads: usize) -> Widths {
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) scratch: Scratch,
-    /// Prepared activations of a single token.
-    pub(super) act: [ActBuffer; 1],
-    /// The thread's own copy of the residual stream of a single token.
-    pub(super) x: Vec<f32>,
-    /// A row on its way into `act`.
+    /// A row on its way into an [`ActBuffer`].
     pub(super) row: Vec<f32>,
     /// Another, for norms of a block's output.
     pub(super) row2: Vec<f32>,
@@ -92,11 +89,8 @@ impl Worker {
     pub(super) fn new(model: &Model, context: usize, chunk: usize, threads: usize) -> Self {
         let w = widths(model.spec(), threads);
         let floats = |n: usize| vec![0.0f32; n];
-        let d = padded(model.spec().d_model as usize);
         Self {
             scratch: Scratch::new(w.cols),
-            act: [ActBuffer::new(1, w.cols)],
-            x: floats(d),
             row: floats(padded(w.cols)),
             row2: floats(padded(w.cols)),
             out: floats(w.unit_rows * chunk),
@@ -107,14 +101,13 @@ impl Worker {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        let floats = self.x.len()
-            + self.row.len()
+        let floats = self.row.len()
             + self.row2.len()
             + self.out.len()
             + self.out2.len()
             + self.scores.len()
             + self.head.iter().map(Vec::len).sum::<usize>();
-        4 * floats as u64 + self.scratch.bytes() + self.act[0].bytes()
+        4 * floats as u64 + self.scratch.bytes()
     }
 }
 
@@ -128,8 +121,8 @@ fn score_stride(context: usize) -> usize {
 pub(super) struct Buffers {
     /// Residual stream of a chunk: `[token][d_model padded]`.
     pub(super) x: Vec<f32>,
-    /// Prepared activations of a chunk, in groups of four tokens.
-    pub(super) acts: Vec<ActBuffer>,
+    /// Prepared activations.
+    pub(super) acts: Activations,
     /// Queries, `[head][token padded][head_dim padded]`.
     pub(super) queries: Vec<f32>,
     /// Outputs of attention, as the queries.
@@ -144,6 +137,37 @@ pub(super) struct Buffers {
     pub(super) logits_row: Vec<f32>,
     /// Distinct rotations, and the cosines and sines of the chunk's positions for each.
     pub(super) rotations: Vec<Rotation>,
+}
+
+/// Prepared activations of a single token, or of a chunk in groups of four tokens.
+#[derive(Debug)]
+pub(super) struct Activations {
+    single: [ActBuffer; 1],
+    groups: Vec<ActBuffer>,
+}
+
+impl Activations {
+    fn new(chunk: usize, cols: usize) -> Self {
+        let groups = if chunk == 1 { 0 } else { chunk.div_ceil(GROUP) };
+        Self {
+            single: [ActBuffer::new(1, cols)],
+            groups: (0..groups).map(|_| ActBuffer::new(GROUP, cols)).collect(),
+        }
+    }
+
+    /// Those of a chunk of `tokens`.
+    pub(super) fn of(&self, tokens: usize) -> &[ActBuffer] {
+        if tokens == 1 { &self.single } else { &self.groups[..tokens.div_ceil(GROUP)] }
+    }
+
+    /// See [`Self::of`].
+    pub(super) fn of_mut(&mut self, tokens: usize) -> &mut [ActBuffer] {
+        if tokens == 1 { &mut self.single } else { &mut self.groups[..tokens.div_ceil(GROUP)] }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.single.iter().chain(&self.groups).map(ActBuffer::bytes).sum()
+    }
 }
 
 /// One kind of rotary embedding in the model.
@@ -184,10 +208,9 @@ impl Buffers {
         let d = spec.d_model as usize;
         let slots = token_slots(chunk);
         let vocab = panel_count(spec.vocab_size as usize) * PANEL_ROWS;
-        let groups = if chunk == 1 { 0 } else { chunk.div_ceil(GROUP) };
         Self {
-            x: floats(padded(d) * groups * GROUP),
-            acts: (0..groups).map(|_| ActBuffer::new(GROUP, w.cols)).collect(),
+            x: floats(padded(d) * chunk.next_multiple_of(GROUP)),
+            acts: Activations::new(chunk, w.cols),
             queries: floats(w.queries * slots),
             attention: floats(w.queries * slots),
             mid: floats(panel_count(w.d_ff) * PANEL_ROWS * chunk),
@@ -207,7 +230,7 @@ impl Buffers {
             + self.logits.len()
             + self.logits_row.len();
         let turns = self.rotations.iter().map(|r| r.turns.len() * 8).sum::<usize>();
-        4 * floats as u64 + turns as u64 + self.acts.iter().map(ActBuffer::bytes).sum::<u64>()
+        4 * floats as u64 + turns as u64 + self.acts.bytes()
     }
 }
 

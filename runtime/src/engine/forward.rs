@@ -3,18 +3,18 @@
 //! A block is two or three stages with a barrier after each: attention is [norm, quantize, q/k/v, norm,
 //! rotate, write cache] [attend] [quantize, output]; feed-forward is [norm, quantize, gate, up,
 //! activate] [quantize, down]. A block's output stays in `delta` and is added by whoever reads the
-//! residual stream next. For a single token each thread keeps its own residual stream and prepares the
-//! activations itself, which costs less than a barrier; for a chunk the threads share that work, with
-//! one barrier more.
+//! residual stream next. For a single token the caller prepares the activations before it starts a stage:
+//! that takes no longer than if every thread did, and what the others then fetch is a quarter of what
+//! they would have to read for doing it. For a chunk the threads share that work, with one barrier more.
 
 use gristmill_formats::codec::PANEL_ROWS;
 use gristmill_formats::model::Activation;
 use gristmill_formats::source::TensorData;
-use gristmill_kernels::{ActBuffer, GROUP, Kernels, KvHead, MAX_QUERY_ROWS, ScoreRule, Span};
+use gristmill_kernels::{ActBuffer, Kernels, KvHead, MAX_QUERY_ROWS, ScoreRule, Span};
 
 use super::Engine;
-use super::buffers::{ATTENTION_TOKENS, Rotation, Worker, padded, panels_per_unit, token_slots};
-use crate::model::{Attention, Linear, MixerWeights, Mlp, Model, Norm, view};
+use super::buffers::{ATTENTION_TOKENS, Rotation, Worker, padded, panels_per_run, token_slots};
+use crate::model::{Attention, Linear, MixerWeights, Mlp, Norm, view};
 use crate::pool::Pool;
 
 /// The output of the block before, not yet part of the residual stream.
@@ -131,10 +131,10 @@ impl Engine {
         for block in model.layers.iter().flatten() {
             match &block.mixer {
                 MixerWeights::Attention(a) => {
-                    self.attention(&stage, &model, &block.pre_norm, a, attention_index);
+                    self.attention(&stage, &block.pre_norm, a, attention_index);
                     attention_index += 1;
                 }
-                MixerWeights::Mlp(m) => self.mlp(&stage, &model, &block.pre_norm, m),
+                MixerWeights::Mlp(m) => self.mlp(&stage, &block.pre_norm, m),
             }
             stage.pending = Pending { active: true, post_norm: block.post_norm.as_ref(), d_model };
         }
@@ -152,51 +152,34 @@ impl Engine {
                 x[..d].iter_mut().for_each(|x| *x *= scale);
             }
         };
-        if let [token] = *tokens {
-            let (first, rest) = workers.split_first_mut().expect("a pool has a thread");
-            row(token, &mut first.x);
-            rest.iter_mut().for_each(|w| w.x.copy_from_slice(&first.x));
-        } else {
-            let x = &mut buffers.x[..tokens.len() * padded(d)];
-            pool.for_each(workers, x, padded(d), |_| (), |_, t, x| row(tokens[t], x));
-        }
+        let x = &mut buffers.x[..tokens.len() * padded(d)];
+        pool.for_each(workers, x, padded(d), |_, t, x| row(tokens[t], x));
     }
 
     /// Attention, from the residual stream to `delta`.
-    fn attention(
-        &mut self,
-        stage: &Stage<'_>,
-        model: &Model,
-        norm: &Norm,
-        a: &Attention,
-        index: usize,
-    ) {
+    fn attention(&mut self, stage: &Stage<'_>, norm: &Norm, a: &Attention, index: usize) {
         let Self { pool, workers, buffers, caches, .. } = self;
         let m = stage.tokens;
-        let d = model.spec().d_model as usize;
         let head_dim = a.spec.head_dim as usize;
         let head_padded = head_dim.next_multiple_of(16);
         let slots = token_slots(m);
         let caches = &mut caches.blocks[index];
         let matrices = [&a.q.weight, &a.k.weight, &a.v.weight];
 
-        if m > 1 {
-            let (x, acts) = (&mut buffers.x, &mut buffers.acts);
-            stage.enter(pool, workers, x, acts, &buffers.delta, norm, &matrices);
-        }
+        let acts = buffers.acts.of_mut(m);
+        stage.enter(pool, workers, &mut buffers.x, acts, &buffers.delta, norm, &matrices);
+        let acts = &*acts;
         let rotation = a.spec.rope.as_ref().map(|rope| {
             let same = |r: &&Rotation| r.is_of(rope, a.spec.head_dim);
             buffers.rotations.iter().find(same).expect("every rotation was planned")
         });
         let heads = Heads { stage, a, rotation };
-        let (acts, delta) = (&buffers.acts[..groups(m)], &buffers.delta);
         let head_size = slots * head_padded;
         let queries = &mut buffers.queries[..a.spec.heads as usize * head_size];
         pool.for_each_either(
             workers,
             (caches, 1),
             (queries, head_size),
-            |w| stage.enter_single(w, delta, norm, &matrices, d),
             |w, head, cache| heads.key_value(w, acts, head, &mut cache[0]),
             |w, head, queries| heads.query(w, acts, head, queries),
         );
@@ -214,75 +197,45 @@ impl Engine {
             }
             row[width..padded(width)].fill(0.0);
         };
-        let to = &mut buffers.delta;
-        stage.project(pool, workers, &mut buffers.acts, &a.o, row, to);
+        let acts = buffers.acts.of_mut(m);
+        stage.project(pool, workers, acts, &a.o, row, &mut buffers.delta);
     }
 
     /// Feed-forward, from the residual stream to `delta`.
-    fn mlp(&mut self, stage: &Stage<'_>, model: &Model, norm: &Norm, mlp: &Mlp) {
+    fn mlp(&mut self, stage: &Stage<'_>, norm: &Norm, mlp: &Mlp) {
         let Self { pool, workers, buffers, .. } = self;
         let kernels = stage.kernels;
         let m = stage.tokens;
-        let d = model.spec().d_model as usize;
         let d_ff = mlp.spec.d_ff as usize;
         let matrices = [&mlp.gate.weight, &mlp.up.weight];
-        if m > 1 {
-            let (x, acts) = (&mut buffers.x, &mut buffers.acts);
-            stage.enter(pool, workers, x, acts, &buffers.delta, norm, &matrices);
-        }
-        let (acts, delta) = (&buffers.acts[..groups(m)], &buffers.delta);
-        let unit = panels_per_unit(d_ff, stage.threads);
+        let acts = buffers.acts.of_mut(m);
+        stage.enter(pool, workers, &mut buffers.x, acts, &buffers.delta, norm, &matrices);
+        let acts = &*acts;
+        let longest = panels_per_run(d_ff, stage.threads);
         let rows = d_ff.next_multiple_of(PANEL_ROWS);
         let mid = &mut buffers.mid[..rows * m];
-        pool.for_each(
-            workers,
-            mid,
-            unit * PANEL_ROWS * m,
-            |w| stage.enter_single(w, delta, norm, &matrices, d),
-            |w, i, gate| {
-                let Worker { act, scratch, out: up, .. } = w;
-                let acts = if m == 1 { &act[..] } else { acts };
-                let panels = i * unit..i * unit + gate.len() / (PANEL_ROWS * m);
-                let up = &mut up[..gate.len()];
-                stage.multiply(&mlp.gate, panels.clone(), acts, scratch, gate);
-                stage.multiply(&mlp.up, panels, acts, scratch, up);
-                match mlp.spec.activation {
-                    Activation::Silu => kernels.silu_mul(gate, up),
-                    Activation::GeluTanh => kernels.gelu_tanh_mul(gate, up),
-                }
-            },
-        );
+        pool.for_each_run(workers, mid, PANEL_ROWS * m, longest, |w, first, gate| {
+            let Worker { scratch, out: up, .. } = w;
+            let panels = first..first + gate.len() / (PANEL_ROWS * m);
+            let up = &mut up[..gate.len()];
+            stage.multiply(&mlp.gate, panels.clone(), acts, scratch, gate);
+            stage.multiply(&mlp.up, panels, acts, scratch, up);
+            match mlp.spec.activation {
+                Activation::Silu => kernels.silu_mul(gate, up),
+                Activation::GeluTanh => kernels.gelu_tanh_mul(gate, up),
+            }
+        });
         let mid = &buffers.mid[..rows * m];
         let row = |token: usize, row: &mut [f32]| {
             gather(mid, 0, m, token, &mut row[..padded(d_ff)]);
         };
-        stage.project(pool, workers, &mut buffers.acts, &mlp.down, row, &mut buffers.delta);
+        let acts = buffers.acts.of_mut(m);
+        stage.project(pool, workers, acts, &mlp.down, row, &mut buffers.delta);
     }
-}
-
-/// Groups that hold a chunk's tokens; a single token needs none.
-fn groups(tokens: usize) -> usize {
-    if tokens == 1 { 0 } else { tokens.div_ceil(GROUP) }
 }
 
 impl Stage<'_> {
-    /// Start of a block for a single token, on every thread: residual, norm, activations.
-    fn enter_single(
-        &self,
-        w: &mut Worker,
-        delta: &[f32],
-        norm: &Norm,
-        matrices: &[&TensorData],
-        d: usize,
-    ) {
-        if self.tokens == 1 {
-            self.pending.add(self.kernels, delta, 1, 0, &mut w.x, &mut w.row, &mut w.row2);
-            self.kernels.rms_norm(&w.x, &norm.gain, norm.eps, norm.len, &mut w.row);
-            prepare(self.kernels, matrices, &w.row, d, &mut w.act[0], 0);
-        }
-    }
-
-    /// Start of a block for a chunk, shared among the threads: residual, norm, activations.
+    /// Start of a block: residual, norm, activations.
     fn enter(
         &self,
         pool: &mut Pool,
@@ -294,26 +247,21 @@ impl Stage<'_> {
         matrices: &[&TensorData],
     ) {
         let (m, kernels) = (self.tokens, self.kernels);
-        let (d, d_padded) = (norm.len, padded(norm.len));
-        let x = &mut x[..groups(m) * GROUP * d_padded];
-        pool.for_each_pair(
-            workers,
-            (x, GROUP * d_padded),
-            (&mut acts[..groups(m)], 1),
-            |w, group, rows, act| {
-                for (t, x) in rows.chunks_exact_mut(d_padded).enumerate() {
-                    let token = group * GROUP + t;
-                    if token < m {
-                        self.pending.add(kernels, delta, m, token, x, &mut w.row, &mut w.row2);
-                        kernels.rms_norm(x, &norm.gain, norm.eps, norm.len, &mut w.row);
-                    } else {
-                        // The last group is computed whole; its spare tokens are zero.
-                        w.row.fill(0.0);
-                    }
-                    prepare(kernels, matrices, &w.row, d, &mut act[0], t);
+        let (d, d_padded, width) = (norm.len, padded(norm.len), acts[0].width());
+        let x = &mut x[..acts.len() * width * d_padded];
+        pool.for_each_pair(workers, (x, width * d_padded), (acts, 1), |w, group, rows, act| {
+            for (t, x) in rows.chunks_exact_mut(d_padded).enumerate() {
+                let token = group * width + t;
+                if token < m {
+                    self.pending.add(kernels, delta, m, token, x, &mut w.row, &mut w.row2);
+                    kernels.rms_norm(x, &norm.gain, norm.eps, norm.len, &mut w.row);
+                } else {
+                    // The last group is computed whole; its spare tokens are zero.
+                    w.row.fill(0.0);
                 }
-            },
-        );
+                prepare(kernels, matrices, &w.row, d, &mut act[0], t);
+            }
+        });
     }
 
     /// Panels of `y = x Wᵀ + b` for all tokens.
@@ -350,46 +298,26 @@ impl Stage<'_> {
         let (m, kernels) = (self.tokens, self.kernels);
         let cols = linear.weight.cols();
         let matrices = [&linear.weight];
-        let acts = &mut acts[..groups(m)];
-        if m > 1 {
-            pool.for_each(
-                workers,
-                acts,
-                1,
-                |_| (),
-                |w, group, act| {
-                    for t in 0..GROUP {
-                        let token = group * GROUP + t;
-                        if token < m {
-                            row(token, &mut w.row);
-                        } else {
-                            w.row.fill(0.0);
-                        }
-                        prepare(kernels, &matrices, &w.row, cols, &mut act[0], t);
-                    }
-                },
-            );
-        }
+        pool.for_each(workers, acts, 1, |w, group, act| {
+            let width = act[0].width();
+            for t in 0..width {
+                let token = group * width + t;
+                if token < m {
+                    row(token, &mut w.row);
+                } else {
+                    w.row.fill(0.0);
+                }
+                prepare(kernels, &matrices, &w.row, cols, &mut act[0], t);
+            }
+        });
         let acts = &*acts;
         let rows = linear.weight.rows();
-        let unit = panels_per_unit(rows, self.threads);
+        let longest = panels_per_run(rows, self.threads);
         let delta = &mut delta[..rows.next_multiple_of(PANEL_ROWS) * m];
-        pool.for_each(
-            workers,
-            delta,
-            unit * PANEL_ROWS * m,
-            |w| {
-                if m == 1 {
-                    row(0, &mut w.row);
-                    prepare(kernels, &matrices, &w.row, cols, &mut w.act[0], 0);
-                }
-            },
-            |w, i, out| {
-                let acts = if m == 1 { &w.act[..] } else { acts };
-                let panels = i * unit..i * unit + out.len() / (PANEL_ROWS * m);
-                self.multiply(linear, panels, acts, &mut w.scratch, out);
-            },
-        );
+        pool.for_each_run(workers, delta, PANEL_ROWS * m, longest, |w, first, out| {
+            let panels = first..first + out.len() / (PANEL_ROWS * m);
+            self.multiply(linear, panels, acts, &mut w.scratch, out);
+        });
     }
 }
 
@@ -440,8 +368,7 @@ impl Heads<'_> {
     fn key_value(&self, w: &mut Worker, acts: &[ActBuffer], head: usize, cache: &mut KvHead) {
         let m = self.stage.tokens;
         let head_dim = self.a.spec.head_dim as usize;
-        let Worker { scratch, act, out, out2, head: [key, value, normed], .. } = w;
-        let acts = if m == 1 { &act[..] } else { acts };
+        let Worker { scratch, out, out2, head: [key, value, normed], .. } = w;
         let (keys, from) = self.project(&self.a.k, head, acts, scratch, out);
         let (values, _) = self.project(&self.a.v, head, acts, scratch, out2);
         let norm = self.a.qk_norm.as_ref().map(|(_, k)| k);
@@ -460,8 +387,7 @@ impl Heads<'_> {
         let m = self.stage.tokens;
         let head_dim = self.a.spec.head_dim as usize;
         let head_padded = head_dim.next_multiple_of(16);
-        let Worker { scratch, act, out, head: [query, _, normed], .. } = w;
-        let acts = if m == 1 { &act[..] } else { acts };
+        let Worker { scratch, out, head: [query, _, normed], .. } = w;
         let (rows, from) = self.project(&self.a.q, head, acts, scratch, out);
         let norm = self.a.qk_norm.as_ref().map(|(q, _)| q);
         for (token, to) in queries.chunks_exact_mut(head_padded).take(m).enumerate() {
@@ -498,36 +424,29 @@ impl Heads<'_> {
             let window = spec.window.map_or(usize::MAX, |w| w as usize);
             Span { first: (position + 1).saturating_sub(window), position }
         };
-        pool.for_each(
-            workers,
-            output,
-            rows_per_unit * padded,
-            |_| (),
-            |w, i, out| {
-                // Rows of `output` and `queries` are (head, token).
-                let first_row = i * rows_per_unit;
-                let cache = &caches[first_row / slots / group];
-                let first_token = if m == 1 { 0 } else { first_row % slots };
-                let rows = if m == 1 {
-                    rows_per_unit
-                } else {
-                    rows_per_unit.min(m.saturating_sub(first_token))
-                };
-                let mut row = 0;
-                while row < rows {
-                    let count = MAX_QUERY_ROWS.min(rows - row);
-                    let mut spans = [Span::default(); MAX_QUERY_ROWS];
-                    for (r, s) in spans[..count].iter_mut().enumerate() {
-                        *s = span(if m == 1 { 0 } else { first_token + row + r });
-                    }
-                    let q =
-                        &queries[(first_row + row) * padded..(first_row + row + count) * padded];
-                    let out = &mut out[row * padded..(row + count) * padded];
-                    let kernels = self.stage.kernels;
-                    kernels.attend(cache, q, &spans[..count], rule, &mut w.scores, out);
-                    row += count;
+        pool.for_each(workers, output, rows_per_unit * padded, |w, i, out| {
+            // Rows of `output` and `queries` are (head, token).
+            let first_row = i * rows_per_unit;
+            let cache = &caches[first_row / slots / group];
+            let first_token = if m == 1 { 0 } else { first_row % slots };
+            let rows = if m == 1 {
+                rows_per_unit
+            } else {
+                rows_per_unit.min(m.saturating_sub(first_token))
+            };
+            let mut row = 0;
+            while row < rows {
+                let count = MAX_QUERY_ROWS.min(rows - row);
+                let mut spans = [Span::default(); MAX_QUERY_ROWS];
+                for (r, s) in spans[..count].iter_mut().enumerate() {
+                    *s = span(if m == 1 { 0 } else { first_token + row + r });
                 }
-            },
-        );
+                let q = &queries[(first_row + row) * padded..(first_row + row + count) * padded];
+                let out = &mut out[row * padded..(row + count) * padded];
+                let kernels = self.stage.kernels;
+                kernels.attend(cache, q, &spans[..count], rule, &mut w.scores, out);
+                row += count;
+            }
+        });
     }
 }

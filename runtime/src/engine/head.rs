@@ -4,7 +4,7 @@ use gristmill_formats::codec::PANEL_ROWS;
 use gristmill_kernels::GROUP;
 
 use super::Engine;
-use super::buffers::{HEAD_TOKENS, panels_per_unit};
+use super::buffers::{HEAD_TOKENS, Worker, padded, panels_per_run};
 use super::forward::{Pending, prepare};
 use crate::model::view;
 
@@ -16,26 +16,24 @@ impl Engine {
         let pending = model.last_block();
         let d = model.spec().d_model as usize;
         let last = tokens - 1;
-        let unit = panels_per_unit(vocab, pool.threads());
+        let longest = panels_per_run(vocab, pool.threads());
         let rows = buffers.logits.len().min(vocab.next_multiple_of(PANEL_ROWS));
-        let (x, delta, d_padded) = (&buffers.x, &buffers.delta, d.next_multiple_of(32));
-        pool.for_each(
+        let x = &mut buffers.x[last * padded(d)..(last + 1) * padded(d)];
+        let act = buffers.acts.of_mut(1);
+        let Worker { row, row2, .. } = &mut workers[0];
+        pending.add(kernels, &buffers.delta, tokens, last, x, row, row2);
+        let norm = &model.final_norm;
+        kernels.rms_norm(x, &norm.gain, norm.eps, norm.len, row);
+        prepare(kernels, &[&model.head], row, d, &mut act[0], 0);
+        let act = &*act;
+        pool.for_each_run(
             workers,
             &mut buffers.logits[..rows],
-            unit * PANEL_ROWS,
-            |w| {
-                if tokens > 1 {
-                    w.x.copy_from_slice(&x[last * d_padded..(last + 1) * d_padded]);
-                }
-                pending.add(kernels, delta, tokens, last, &mut w.x, &mut w.row, &mut w.row2);
-                let norm = &model.final_norm;
-                kernels.rms_norm(&w.x, &norm.gain, norm.eps, norm.len, &mut w.row);
-                prepare(kernels, &[&model.head], &w.row, d, &mut w.act[0], 0);
-            },
-            |w, i, out| {
-                let first = i * unit;
+            PANEL_ROWS,
+            longest,
+            |w, first, out| {
                 let panels = first..first + out.len() / PANEL_ROWS;
-                kernels.matmul(view(&model.head), panels, &w.act, 1, &mut w.scratch, out);
+                kernels.matmul(view(&model.head), panels, act, 1, &mut w.scratch, out);
                 if let Some(cap) = model.spec().logit_softcap {
                     kernels.softcap(out, cap);
                 }
@@ -92,7 +90,7 @@ impl Engine {
         pool.for_each_pair(
             workers,
             (x, GROUP * d_padded),
-            (&mut buffers.acts[groups.clone()], 1),
+            (&mut buffers.acts.of_mut(tokens)[groups.clone()], 1),
             |w, i, rows, act| {
                 for (t, x) in rows.chunks_exact_mut(d_padded).enumerate() {
                     let token = (groups.start + i) * GROUP + t;
@@ -107,16 +105,16 @@ impl Engine {
                 }
             },
         );
-        let unit = panels_per_unit(vocab, pool.threads());
+        let longest = panels_per_run(vocab, pool.threads());
         let size = vocab.next_multiple_of(PANEL_ROWS) * count;
-        let acts = &buffers.acts[groups.clone()];
-        pool.for_each(
+        let acts = &buffers.acts.of(tokens)[groups.clone()];
+        pool.for_each_run(
             workers,
             &mut buffers.logits[..size],
-            unit * count * PANEL_ROWS,
-            |_| (),
-            |w, i, out| {
-                let panels = i * unit..i * unit + out.len() / (count * PANEL_ROWS);
+            count * PANEL_ROWS,
+            longest,
+            |w, first, out| {
+                let panels = first..first + out.len() / (count * PANEL_ROWS);
                 kernels.matmul(view(&model.head), panels, acts, count, &mut w.scratch, out);
                 if let Some(cap) = model.spec().logit_softcap {
                     kernels.softcap(out, cap);
