@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
-use gristmill_runtime::{EngineConfig, KvType};
+use gristmill_runtime::{EngineConfig, KvType, Residency};
 
 use crate::knobs;
 
@@ -255,6 +255,9 @@ pub(crate) struct BenchArgs {
     /// Element type of the key/value cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
     pub(crate) kv: KvType,
+    /// Where the weights are; see `gristmill run --help`
+    #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
+    pub(crate) residency: Residency,
 }
 
 /// Say what is in a packed file or a checkpoint
@@ -331,6 +334,10 @@ pub(crate) struct EngineArgs {
     /// Element type of the key/value cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
     pub(crate) kv: KvType,
+    /// Where the weights are: the mapped file, a copy in huge pages, a copy of what fits with the rest
+    /// streamed from the file, or what suits the model's size and the free memory
+    #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
+    pub(crate) residency: Residency,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
 }
@@ -367,6 +374,10 @@ fn names<T: Clone + Send + Sync + 'static>(
         let found = all.iter().find(|(name, _)| *name == given);
         found.map(|(_, value)| value.clone()).ok_or("unknown")
     })
+}
+
+fn residency_parser() -> impl TypedValueParser<Value = Residency> {
+    names(Residency::ALL.map(|residency| (residency.name(), residency)))
 }
 
 fn kv_parser() -> impl TypedValueParser<Value = KvType> {

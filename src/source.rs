@@ -9,8 +9,8 @@ use gristmill_convert::HfCheckpoint;
 use gristmill_formats::container::{PackedFile, Provenance};
 use gristmill_formats::source::ModelSource;
 use gristmill_formats::{FormatError, Progress};
-use gristmill_runtime::Model;
 use gristmill_runtime::text::Tokenizer;
+use gristmill_runtime::{Model, Residency, default_threads};
 
 use crate::error::WithHint;
 use crate::{knobs, render};
@@ -96,9 +96,20 @@ impl Source {
         }
     }
 
-    /// Binds the tensors.
+    /// Binds the tensors where they are.
     pub(crate) fn load(&self) -> Result<Arc<Model>> {
-        Ok(Arc::new(Model::load(self.model_source())?))
+        self.load_at(Residency::Map, None)
+    }
+
+    /// Binds the tensors and puts them where a policy wants them, with some threads or with all.
+    pub(crate) fn load_at(
+        &self,
+        residency: Residency,
+        threads: Option<usize>,
+    ) -> Result<Arc<Model>> {
+        let mut model = Model::load(self.model_source())?;
+        model.place(residency, threads.unwrap_or_else(default_threads))?;
+        Ok(Arc::new(model))
     }
 }
 

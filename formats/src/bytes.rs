@@ -14,6 +14,8 @@ use crate::{FormatError, Result};
 pub struct SharedBytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
+    /// The mapping, when the owner is one.
+    map: Option<Arc<memmap2::Mmap>>,
 }
 
 impl SharedBytes {
@@ -25,7 +27,7 @@ impl SharedBytes {
     /// Shares any owner of bytes.
     pub fn from_owner(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
         let len = owner.as_ref().as_ref().len();
-        Self { owner, range: 0..len }
+        Self { owner, range: 0..len, map: None }
     }
 
     /// Maps a file read-only. The file must not be changed while it is mapped: packed files and
@@ -42,7 +44,36 @@ impl SharedBytes {
         // or rewrites the file in place breaks the contract stated above; every writer of this
         // project writes a new file and renames it.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FormatError::io(path))?;
-        Ok(Self::from_owner(Arc::new(map)))
+        let map = Arc::new(map);
+        Ok(Self { map: Some(Arc::clone(&map)), ..Self::from_owner(map) })
+    }
+
+    /// Whether this is part of a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        self.map.is_some()
+    }
+
+    /// Tells the system that mapped bytes will be read soon, so that it fetches them in large pieces.
+    /// Nothing happens when they are not mapped, or where the system takes no such advice.
+    pub fn will_need(&self) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // Advice: that it is not taken changes no result.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, self.range.start, self.range.len());
+        }
+    }
+
+    /// Tells the system that mapped bytes will not be read for long: it may take their pages first.
+    pub fn done_with(&self) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let (start, len) = (self.range.start, self.range.len());
+            // SAFETY: the mapping is read-only and of a file, so bytes that are read again come from
+            // there unchanged.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
+            };
+        }
     }
 
     /// A sub-range, relative to this one; `None` when it does not fit.
@@ -51,7 +82,35 @@ impl SharedBytes {
             return None;
         }
         let start = self.range.start + range.start;
-        Some(Self { owner: Arc::clone(&self.owner), range: start..start + range.len() })
+        Some(Self { range: start..start + range.len(), ..self.clone() })
+    }
+}
+
+/// Anonymous memory to copy into, in huge pages where the system has them to give.
+#[derive(Debug)]
+pub struct HugeBuffer(memmap2::MmapMut);
+
+impl HugeBuffer {
+    /// Reserves memory; pages are taken as they are written.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        let map = memmap2::MmapOptions::new().len(len.max(1)).map_anon()?;
+        #[cfg(target_os = "linux")]
+        // Advice: without huge pages reading is slower, not wrong.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self(map))
+    }
+
+    /// The memory.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    /// No longer to be written.
+    pub fn share(self) -> SharedBytes {
+        SharedBytes::from_owner(Arc::new(self.0))
     }
 }
 

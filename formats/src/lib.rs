@@ -19,6 +19,6 @@ mod progress;
 pub mod source;
 pub mod tokenizer;
 
-pub use bytes::SharedBytes;
+pub use bytes::{HugeBuffer, SharedBytes};
 pub use error::{FormatError, Result};
 pub use progress::{Progress, Silent};

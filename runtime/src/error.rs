@@ -47,6 +47,27 @@ pub enum RuntimeError {
     /// A configuration that cannot be built.
     #[error("{0}")]
     Config(String),
+    /// A copy of the weights does not fit.
+    #[error(
+        "a copy of the weights takes {needed_mib} MiB, {available_mib} MiB are available; use \
+         `--residency map` or `--residency stream`"
+    )]
+    Residency {
+        /// Needed for the copy.
+        needed_mib: u64,
+        /// Available now.
+        available_mib: u64,
+    },
+    /// The system gives no memory.
+    #[error(
+        "the system refuses {bytes} bytes for a copy of the weights; use `--residency map`: {error}"
+    )]
+    Memory {
+        /// Asked for.
+        bytes: u64,
+        /// What it says.
+        error: std::io::Error,
+    },
     /// The plan needs more memory than there is.
     #[error(
         "not enough memory: {needed_mib} MiB for a context of {context}, {available_mib} MiB are \

@@ -12,11 +12,13 @@ mod error;
 mod memory;
 mod model;
 mod pool;
+mod residency;
 pub mod text;
 
-pub use engine::{Engine, EngineConfig, KernelUse, MemoryPlan};
+pub use engine::{Engine, EngineConfig, KernelUse, MemoryPlan, default_threads};
 pub use error::{Result, RuntimeError};
 pub use gristmill_kernels::{Isa, Kernels, KvType};
 pub use memory::available_memory_bytes;
 pub use model::Model;
 pub use pool::Pool;
+pub use residency::{Placement, Residency};

@@ -8,6 +8,7 @@ use gristmill_formats::source::{ModelSource, TensorData, check_tensors};
 use gristmill_kernels::MatrixView;
 
 use crate::error::Result;
+use crate::residency::{Placement, Stream};
 
 /// A model ready to be run. Holds its source, so the memory behind the matrices stays valid.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub struct Model {
     pub(crate) layers: Vec<Vec<Block>>,
     pub(crate) final_norm: Norm,
     pub(crate) head: TensorData,
+    pub(crate) placement: Placement,
+    pub(crate) stream: Stream,
 }
 
 /// One block of a layer.
@@ -49,6 +52,17 @@ pub(crate) struct Mlp {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+}
+
+impl Block {
+    /// Its matrices, in the order in which they are read.
+    pub(crate) fn matrices(&self) -> Vec<&TensorData> {
+        let linears = match &self.mixer {
+            MixerWeights::Attention(a) => vec![&a.q, &a.k, &a.v, &a.o],
+            MixerWeights::Mlp(m) => vec![&m.gate, &m.up, &m.down],
+        };
+        linears.into_iter().map(|linear| &linear.weight).collect()
+    }
 }
 
 /// A matrix and its bias.
@@ -97,7 +111,8 @@ impl Model {
         let embed = bind.source.tensor("embed")?;
         let head = bind.source.tensor(spec.head_tensor())?;
         let final_norm = bind.norm("final_norm", spec.final_norm)?;
-        Ok(Self { embed, layers, final_norm, head, source })
+        let (placement, stream) = (Placement::MAPPED, Stream::default());
+        Ok(Self { embed, layers, final_norm, head, placement, stream, source })
     }
 
     /// The description.
@@ -139,13 +154,24 @@ impl Model {
         codecs
     }
 
-    /// Every matrix that a token is multiplied with.
+    /// Every matrix that a token is multiplied with, in the order in which they are read.
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &TensorData> {
-        let blocks = self.layers.iter().flatten().flat_map(|block| match &block.mixer {
-            MixerWeights::Attention(a) => vec![&a.q, &a.k, &a.v, &a.o],
-            MixerWeights::Mlp(m) => vec![&m.gate, &m.up, &m.down],
+        let blocks = self.layers.iter().flatten().flat_map(Block::matrices);
+        blocks.chain(std::iter::once(&self.head))
+    }
+
+    /// See [`Self::matrices`].
+    pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut TensorData> {
+        let blocks = self.layers.iter_mut().flatten().flat_map(|block| match &mut block.mixer {
+            MixerWeights::Attention(a) => vec![&mut a.q, &mut a.k, &mut a.v, &mut a.o],
+            MixerWeights::Mlp(m) => vec![&mut m.gate, &mut m.up, &mut m.down],
         });
-        blocks.map(|linear| &linear.weight).chain(std::iter::once(&self.head))
+        blocks.map(|linear| &mut linear.weight).chain(std::iter::once(&mut self.head))
+    }
+
+    /// The bytes of every matrix that a token is multiplied with, where they are read.
+    pub fn weight_slices(&self) -> Vec<&[u8]> {
+        self.matrices().map(|t| &*t.bytes).collect()
     }
 }
 

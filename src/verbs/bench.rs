@@ -44,7 +44,8 @@ pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
     drop(source);
     let open = || {
         let source = Source::open_path(&path);
-        source.and_then(|source| source.load()).map_err(|error| format!("{error:#}"))
+        let load = |source: Source| source.load_at(args.residency, None);
+        source.and_then(load).map_err(|error| format!("{error:#}"))
     };
     let progress = TerminalProgress::new();
     let report = bench(&open, &config, &progress)?;

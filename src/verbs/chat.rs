@@ -68,7 +68,7 @@ pub(super) fn run(session: Session, args: &ChatArgs) -> Result<Outcome> {
         other => other?,
     };
     let tokenizer = source.tokenizer()?;
-    let engine = session.engine(source.load()?, &args.engine)?;
+    let engine = session.engine(&source, &args.engine)?;
     let defaults = SamplerConfig::from_defaults(assets.generation());
     let sampling = args.sampling.apply(defaults, fresh_seed());
     let interactive = io::stdin().is_terminal();

@@ -12,11 +12,11 @@ mod verify;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use gristmill_runtime::{Engine, EngineConfig, Isa, Model};
-use std::sync::Arc;
+use gristmill_runtime::{Engine, EngineConfig, Isa};
 
 use crate::args::{Cli, EngineArgs, Verb};
 use crate::error::Outcome;
+use crate::source::Source;
 use crate::{interrupt, knobs};
 
 /// What every verb is given.
@@ -49,9 +49,11 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
 
 impl Session {
     /// The engine that `run` and `chat` use.
-    fn engine(&self, model: Arc<Model>, args: &EngineArgs) -> Result<Engine> {
+    fn engine(&self, source: &Source, args: &EngineArgs) -> Result<Engine> {
+        let threads = args.threads.resolve()?;
+        let model = source.load_at(args.residency, threads)?;
         let config = EngineConfig {
-            threads: args.threads.resolve()?,
+            threads,
             isa: self.isa,
             context: args.ctx,
             kv: args.kv,

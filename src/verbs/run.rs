@@ -47,9 +47,8 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
     let start = Instant::now();
     let source = Source::open(&args.model)?;
     let prompt = read_prompt(args)?;
-    let model = source.load()?;
     let tokenizer = source.tokenizer()?;
-    let mut engine = session.engine(model, &args.engine)?;
+    let mut engine = session.engine(&source, &args.engine)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
 
     let start = Instant::now();

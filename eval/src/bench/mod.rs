@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use gristmill_formats::Progress;
-use gristmill_formats::model::TensorRole;
-use gristmill_formats::source::TensorData;
 use gristmill_runtime::text::{Sampler, SamplerConfig};
 use gristmill_runtime::{Engine, EngineConfig, Isa, KvType, Model};
 
@@ -146,8 +144,7 @@ pub fn bench(
         progress.advance(1);
     }
 
-    let weights = Weights::of(&model)?;
-    let weight_slices = weights.slices();
+    let weight_slices = model.weight_slices();
     let probe = ReadProbe::new(probe_bytes(&host));
     if probe.huge_page_bytes().is_some_and(|huge| huge > probe.bytes() / 2) {
         warnings.push(
@@ -196,6 +193,9 @@ pub fn bench(
         rows: lanes.into_iter().map(|lane| lane.row(&model, config)).collect(),
         load_ms,
         load_warm_ms,
+        residency: model.placement().residency.name().into(),
+        copied_bytes: model.placement().copied_bytes,
+        streamed_bytes: model.placement().streamed_bytes,
         memory,
         isa: isa.name().into(),
         kernels,
@@ -249,27 +249,6 @@ fn kernel_reports(engine: &Engine) -> Vec<KernelReport> {
         prefill: u.prefill,
     })
     .collect()
-}
-
-/// The matrices that decoding reads in full.
-struct Weights(Vec<TensorData>);
-
-impl Weights {
-    fn of(model: &Model) -> Result<Self> {
-        let spec = model.spec();
-        let read = spec.tensors().into_iter().filter(|t| match t.role {
-            TensorRole::Linear | TensorRole::Head => true,
-            TensorRole::Embedding => spec.tied_head,
-            TensorRole::Vector => false,
-        });
-        let tensors = read.map(|t| model.source().tensor(&t.name));
-        let tensors = tensors.collect::<gristmill_formats::Result<Vec<_>>>();
-        Ok(Self(tensors.map_err(gristmill_runtime::RuntimeError::from)?))
-    }
-
-    fn slices(&self) -> Vec<&[u8]> {
-        self.0.iter().map(|t| &t.bytes[..]).collect()
-    }
 }
 
 /// Times of one engine's runs.

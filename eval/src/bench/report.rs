@@ -76,6 +76,12 @@ pub struct BenchReport {
     pub load_ms: f64,
     /// The same again, median.
     pub load_warm_ms: f64,
+    /// Where the weights were: `map`, `huge` or `stream`.
+    pub residency: String,
+    /// Bytes of them copied into memory of the process.
+    pub copied_bytes: u64,
+    /// Bytes of them fetched from the file for every token.
+    pub streamed_bytes: u64,
     /// Memory before the bandwidth probe took its own: the most over the numbers of threads.
     pub memory: Memory,
     /// Instruction-set class.
@@ -121,6 +127,16 @@ pub struct BenchReport {
 }
 
 impl BenchReport {
+    /// Where the weights were, in words.
+    fn weights(&self) -> String {
+        let mb = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        match (self.copied_bytes, self.streamed_bytes) {
+            (0, 0) => "mapped".into(),
+            (copied, 0) => format!("copied into huge pages ({})", mb(copied)),
+            (copied, streamed) => format!("{} in memory, {} streamed", mb(copied), mb(streamed)),
+        }
+    }
+
     /// The report as a Markdown table with lines on its circumstances.
     pub fn table(&self) -> String {
         let mut table = Table::new(&[
@@ -159,7 +175,7 @@ impl BenchReport {
         };
         let mut out = format!(
             "{}\nprompt {}, {} generated, depth {}, {} repeats; {:.3} bits per weight, {:.1} MB, {}; KV {}\n\
-             load {} ms (again {} ms); memory {} anonymous, {} mapped\n{}\n",
+             load {} ms (again {} ms), weights {}; memory {} anonymous, {} mapped\n{}\n",
             table.render(),
             self.prompt,
             self.r#gen,
@@ -171,6 +187,7 @@ impl BenchReport {
             self.kv,
             number(self.load_ms),
             number(self.load_warm_ms),
+            self.weights(),
             memory(self.memory.anonymous_peak_bytes),
             memory(self.memory.file_peak_bytes),
             self.host.line(),

@@ -128,7 +128,8 @@ impl Engine {
             pending: Pending { active: false, post_norm: None, d_model },
         };
         let mut attention_index = 0;
-        for block in model.layers.iter().flatten() {
+        for (part, block) in model.layers.iter().flatten().enumerate() {
+            model.stream.begin(part);
             match &block.mixer {
                 MixerWeights::Attention(a) => {
                     self.attention(&stage, &block.pre_norm, a, attention_index);
@@ -137,6 +138,7 @@ impl Engine {
                 MixerWeights::Mlp(m) => self.mlp(&stage, &block.pre_norm, m),
             }
             stage.pending = Pending { active: true, post_norm: block.post_norm.as_ref(), d_model };
+            model.stream.end(part);
         }
         self.position += tokens.len();
         self.written = self.written.max(self.position);

@@ -11,6 +11,8 @@ use crate::model::view;
 impl Engine {
     /// Logits after the last of the `tokens` that [`Engine::forward`] has just processed.
     pub(super) fn last_logits(&mut self, tokens: usize) -> &mut [f32] {
+        let part = self.model.layers.iter().map(Vec::len).sum();
+        self.model.stream.begin(part);
         let Self { model, kernels, pool, workers, buffers, .. } = self;
         let (kernels, vocab) = (*kernels, model.head.rows());
         let pending = model.last_block();
@@ -39,6 +41,7 @@ impl Engine {
                 }
             },
         );
+        self.model.stream.end(part);
         &mut self.buffers.logits[..vocab]
     }
 

@@ -280,6 +280,6 @@ impl Engine {
 }
 
 /// Threads the process may use: its affinity and its control group's quota are honoured.
-fn default_threads() -> usize {
+pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(EngineConfig::MAX_THREADS)
 }
