@@ -24,9 +24,12 @@ pub struct ActBuffer {
     codes: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    /// What dot products start from, see [`start`].
+    starts: Vec<i32>,
     /// The remainders, in steps of the scale / [`FINE_STEPS`], and their sums.
     fine_codes: Vec<i8>,
     fine_sums: Vec<i32>,
+    fine_starts: Vec<i32>,
     /// Whether the current activations have their fine plane.
     fine: bool,
     dense: Vec<f32>,
@@ -50,8 +53,10 @@ impl ActBuffer {
             codes: vec![0; padded * width],
             scales: vec![0.0; blocks * width],
             sums: vec![0; blocks * width],
+            starts: vec![0; blocks * width],
             fine_codes: vec![0; padded * width],
             fine_sums: vec![0; blocks * width],
+            fine_starts: vec![0; blocks * width],
             fine: false,
             dense: vec![0.0; padded * width],
         }
@@ -87,7 +92,8 @@ impl ActBuffer {
 
     /// Bytes allocated.
     pub fn bytes(&self) -> u64 {
-        let words = self.scales.len() + self.sums.len() + self.fine_sums.len() + self.dense.len();
+        let words =
+            self.scales.len() + 2 * (self.sums.len() + self.fine_sums.len()) + self.dense.len();
         (self.codes.len() + self.fine_codes.len() + 4 * words) as u64
     }
 
@@ -113,6 +119,7 @@ impl ActBuffer {
             codes: [self.codes.as_ptr(), self.fine_codes.as_ptr()],
             scales: self.scales.as_ptr(),
             sums: [self.sums.as_ptr(), self.fine_sums.as_ptr()],
+            starts: [self.starts.as_ptr(), self.fine_starts.as_ptr()],
             dense: self.dense.as_ptr(),
         }
     }
@@ -123,6 +130,7 @@ impl ActBuffer {
             codes: [self.codes.as_mut_ptr(), self.fine_codes.as_mut_ptr()],
             scales: self.scales.as_mut_ptr(),
             sums: [self.sums.as_mut_ptr(), self.fine_sums.as_mut_ptr()],
+            starts: [self.starts.as_mut_ptr(), self.fine_starts.as_mut_ptr()],
             dense: self.dense.as_mut_ptr(),
         }
     }
@@ -135,6 +143,7 @@ pub(crate) struct ActView {
     pub(crate) codes: [*const i8; 2],
     pub(crate) scales: *const f32,
     pub(crate) sums: [*const i32; 2],
+    pub(crate) starts: [*const i32; 2],
     pub(crate) dense: *const f32,
 }
 
@@ -145,6 +154,7 @@ pub(crate) struct ActViewMut {
     codes: [*mut i8; 2],
     scales: *mut f32,
     sums: [*mut i32; 2],
+    starts: [*mut i32; 2],
     dense: *mut f32,
 }
 
@@ -185,6 +195,12 @@ pub(crate) unsafe fn quantize<S: Simd>(
     }
 }
 
+/// Start value of a dot product with activations of this sum: what the +128 on biased weights would
+/// otherwise add.
+fn start<S: Simd>(sum: i32) -> i32 {
+    if S::BIASED { -128 * sum } else { 0 }
+}
+
 /// Stores the codes of one block in a plane, with their sum.
 #[inline(always)]
 unsafe fn store_codes<S: Simd>(
@@ -199,8 +215,9 @@ unsafe fn store_codes<S: Simd>(
     unsafe {
         S::store_i8(row.as_mut_ptr(), codes[0]);
         S::store_i8(row.as_mut_ptr().add(16), codes[1]);
-        *to.sums[plane].add(block * to.width + token) =
-            S::reduce_add_i(S::add_i(codes[0], codes[1]));
+        let sum = S::reduce_add_i(S::add_i(codes[0], codes[1]));
+        *to.sums[plane].add(block * to.width + token) = sum;
+        *to.starts[plane].add(block * to.width + token) = start::<S>(sum);
         let first = to.codes[plane].add(block * BLOCK_COLS * to.width + token * 4);
         for (i, four) in row.as_chunks::<4>().0.iter().enumerate() {
             first.cast::<[i8; 4]>().add(i * to.width).write_unaligned(*four);

@@ -69,9 +69,10 @@ unsafe impl<S: Simd> BlockCodec<S> for Q8 {
 /// Codes of `BITS` bits through a table.
 #[derive(Clone, Copy)]
 pub(crate) struct Table<S: Simd, const BITS: usize> {
-    /// What a nibble that indexes it is worth: parts of 16 of a table of 16 to 64 values; a table of 8
-    /// twice; a table of 4, first by the nibble's low half, then by its high half.
-    parts: [S::B; 4],
+    /// What a code is worth. Two codes of 2 bits share an index: there this is for the low one.
+    values: [S::B; 4],
+    /// For the high one.
+    high: [S::B; 4],
     shift: i8,
 }
 
@@ -81,41 +82,10 @@ pub(crate) struct Table<S: Simd, const BITS: usize> {
 /// The CPU has the class of `S`.
 #[inline(always)]
 pub(crate) unsafe fn table<S: Simd, const BITS: usize>(grid: &Grid) -> Table<S, BITS> {
-    let values = grid.repeated().as_chunks::<16>().0;
+    let low = grid.repeated();
+    let high = std::array::from_fn(|i| low[i / 4 % 4]);
     // SAFETY: the contract above.
-    let mut parts = std::array::from_fn(|i| unsafe { S::table(&values[i]) });
-    if BITS == 2 {
-        // SAFETY: the contract above.
-        parts[1] = unsafe { S::table(&std::array::from_fn(|i| values[0][i / 4])) };
-    }
-    Table { parts, shift: grid.shift() }
-}
-
-impl<S: Simd, const BITS: usize> Table<S, BITS> {
-    /// Weights of codes whose low nibbles are in `low` and whose next bit is bit `bit` of `x`, out of
-    /// parts `first` and `first + 1`.
-    #[inline(always)]
-    unsafe fn select(self, first: usize, low: S::B, x: S::B, bit: usize) -> S::B {
-        // SAFETY: the CPU has the class of `S`.
-        unsafe {
-            let zero = S::lookup(self.parts[first], low);
-            S::select(x, bit, zero, S::lookup(self.parts[first + 1], low))
-        }
-    }
-
-    /// The same with two more bits, `bit` and `bit + 1`.
-    #[inline(always)]
-    unsafe fn select2(self, low: S::B, x: S::B, bit: usize) -> S::B {
-        // SAFETY: the CPU has the class of `S`.
-        unsafe { S::select(x, bit + 1, self.select(0, low, x, bit), self.select(2, low, x, bit)) }
-    }
-}
-
-/// The halves of each byte.
-#[inline(always)]
-unsafe fn nibbles<S: Simd>(x: S::B) -> [S::B; 2] {
-    // SAFETY: the CPU has the class of `S`.
-    unsafe { [S::field(x, 0, 0x0f), S::field(x, 4, 0x0f)] }
+    unsafe { Table { values: S::table(low), high: S::table(&high), shift: grid.shift() } }
 }
 
 // SAFETY: a block has `BITS` vectors of 64 bytes, and `weights` loads only these.
@@ -130,41 +100,38 @@ unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
 
     #[inline(always)]
     unsafe fn weights(self, codes: *const u8, v: usize) -> [S::B; 2] {
-        let parts = self.parts;
+        let Self { values, high, .. } = self;
         // SAFETY: the trait's contract.
         unsafe {
+            let both = |x| [S::lookup::<0>(values, x, 0, x, 0), S::lookup::<0>(values, x, 4, x, 0)];
             match BITS {
                 2 => {
-                    let pairs = S::field(S::load_bytes(codes.add(v / 2 * 64)), v % 2 * 4, 0x0f);
-                    [S::lookup(parts[0], pairs), S::lookup(parts[1], pairs)]
+                    let (x, shift) = (S::load_bytes(codes.add(v / 2 * 64)), v % 2 * 4);
+                    [S::lookup::<0>(values, x, shift, x, 0), S::lookup::<0>(high, x, shift, x, 0)]
                 }
-                3 => {
-                    let x = if v < 3 {
-                        S::load_bytes(codes.add(v * 64))
-                    } else {
-                        // The last two vectors are in the top bits of the others' nibbles.
-                        let p = S::field(S::load_bytes(codes), 3, 0x11);
-                        let q = S::field(S::load_bytes(codes.add(64)), 2, 0x22);
-                        let r = S::field(S::load_bytes(codes.add(128)), 1, 0x44);
-                        S::or(S::or(p, q), r)
-                    };
-                    let [low, high] = nibbles::<S>(x);
-                    [S::lookup(parts[0], low), S::lookup(parts[0], high)]
+                3 if v == 3 => {
+                    // The last two vectors are in the top bits of the others' nibbles.
+                    let p = S::field(S::load_bytes(codes), 3, 0x11);
+                    let q = S::field(S::load_bytes(codes.add(64)), 2, 0x22);
+                    let r = S::field(S::load_bytes(codes.add(128)), 1, 0x44);
+                    both(S::or(S::or(p, q), r))
+                }
+                3 | 4 => both(S::load_bytes(codes.add(v * 64))),
+                5 => {
+                    let (x, top) =
+                        (S::load_bytes(codes.add(v * 64)), S::load_bytes(codes.add(256)));
+                    [
+                        S::lookup::<1>(values, x, 0, top, 2 * v),
+                        S::lookup::<1>(values, x, 4, top, 2 * v + 1),
+                    ]
                 }
                 _ => {
-                    let [low, high] = nibbles::<S>(S::load_bytes(codes.add(v * 64)));
-                    match BITS {
-                        4 => [S::lookup(parts[0], low), S::lookup(parts[0], high)],
-                        5 => {
-                            let top = S::load_bytes(codes.add(256));
-                            [self.select(0, low, top, 2 * v), self.select(0, high, top, 2 * v + 1)]
-                        }
-                        _ => {
-                            let top = S::load_bytes(codes.add(256 + v / 2 * 64));
-                            let bit = v % 2 * 4;
-                            [self.select2(low, top, bit), self.select2(high, top, bit + 2)]
-                        }
-                    }
+                    let x = S::load_bytes(codes.add(v * 64));
+                    let (top, bit) = (S::load_bytes(codes.add(256 + v / 2 * 64)), v % 2 * 4);
+                    [
+                        S::lookup::<2>(values, x, 0, top, bit),
+                        S::lookup::<2>(values, x, 4, top, bit + 2),
+                    ]
                 }
             }
         }
@@ -177,18 +144,20 @@ unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
     }
 }
 
-/// Per row, the dot products of one block with `P` planes of 32 activations whose sums are `sums`.
+/// Per row, the dot products of one block with `P` planes of 32 activations; `starts` are what they start
+/// from, `shifted` the activations' sums times the codec's shift.
 #[inline(always)]
 unsafe fn dot<S: Simd, C: BlockCodec<S>, const P: usize>(
     codec: C,
     codes: *const u8,
     scales: *const u8,
     a: [*const i8; P],
-    sums: [i32; P],
+    starts: [i32; P],
+    shifted: [i32; P],
 ) -> [S::I; P] {
     // SAFETY: the callers pass one block, its 16 scale bytes and 32 activations per plane.
     unsafe {
-        let mut even = sums.map(|sum| bias::<S>(sum));
+        let mut even = starts.map(|start| S::splat_i(start));
         let mut odd = [S::splat_i(0); P];
         for v in 0..4 {
             let [low, high] = codec.weights(codes, v);
@@ -203,16 +172,9 @@ unsafe fn dot<S: Simd, C: BlockCodec<S>, const P: usize>(
                 return dot;
             }
             // Adding the shift to all 32 weights of a row adds shift * sum to its dot product.
-            S::add_where_top_bit(dot, scales, S::splat_i(i32::from(codec.shift()) * sums[p]))
+            S::add_where_top_bit(dot, scales, S::splat_i(shifted[p]))
         })
     }
-}
-
-/// Start value of a dot product: what the +128 on biased weights would otherwise add.
-#[inline(always)]
-unsafe fn bias<S: Simd>(sum: i32) -> S::I {
-    // SAFETY: no memory is touched.
-    unsafe { S::splat_i(if S::BIASED { -128 * sum } else { 0 }) }
 }
 
 /// One dot product from those of `P` planes.
@@ -241,18 +203,18 @@ pub(crate) struct Panels {
     /// Bytes from one panel to the next.
     pub(crate) stride: usize,
     pub(crate) cols: usize,
+    /// Room for two integers per block: activations' sums times the codec's shift.
+    pub(crate) shifted: *mut i32,
 }
 
-impl Panels {
-    fn header_bytes(&self) -> usize {
-        (ROW_SCALES_BYTES + block_count(self.cols) * PANEL_ROWS).next_multiple_of(64)
-    }
+fn header_bytes(cols: usize) -> usize {
+    (ROW_SCALES_BYTES + block_count(cols) * PANEL_ROWS).next_multiple_of(64)
 }
 
 /// One token, `P` planes: `out[16 p + r]` for row r of panel p.
 ///
 /// # Safety
-/// The panels, the activations of one token (width 1) and `16 * count` outputs are valid.
+/// The panels and their scratch, the activations of one token (width 1) and `16 * count` outputs are valid.
 #[inline(always)]
 pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
     codec: C,
@@ -261,7 +223,16 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
     out: *mut f32,
 ) {
     let blocks = block_count(panels.cols);
-    let header = panels.header_bytes();
+    let header = header_bytes(panels.cols);
+    if C::SHIFTS {
+        let shift = i32::from(codec.shift());
+        for b in 0..blocks {
+            for p in 0..P {
+                // SAFETY: the contract above.
+                unsafe { *panels.shifted.add(P * b + p) = shift * *act.sums[p].add(b) };
+            }
+        }
+    }
     for p in 0..panels.count {
         // SAFETY: panel p has its header and `blocks` blocks; prefetches may go anywhere.
         unsafe {
@@ -279,8 +250,9 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
                     S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
                 }
                 let a: [*const i8; P] = std::array::from_fn(|p| act.codes[p].add(b * BLOCK_COLS));
-                let sums: [i32; P] = std::array::from_fn(|p| *act.sums[p].add(b));
-                let dots = dot::<S, C, P>(codec, codes, scales, a, sums);
+                let starts = std::array::from_fn(|p| *act.starts[p].add(b));
+                let shifted = std::array::from_fn(|p| *panels.shifted.add(P * b + p));
+                let dots = dot::<S, C, P>(codec, codes, scales, a, starts, shifted);
                 let act_scale = *act.scales.add(b) * const { plane_factor::<P>() };
                 let scale = S::mul(C::scale(scales), S::splat(act_scale));
                 sum = S::fma(combine::<S, P>(dots), scale, sum);
@@ -305,7 +277,7 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
     weights: *mut u8,
     scales: *mut f32,
 ) {
-    let header = Panels { first: panel, count: 1, stride: 0, cols }.header_bytes();
+    let header = header_bytes(cols);
     for b in 0..block_count(cols) {
         // SAFETY: block b is within the panel and the outputs.
         unsafe {
@@ -380,7 +352,7 @@ unsafe fn gemm_tile<S: Simd, const P: usize, const G: usize>(
         for b in 0..panel.blocks {
             let mut dots: [[[S::I; P]; GROUP]; G] = std::array::from_fn(|g| {
                 std::array::from_fn(|t| {
-                    std::array::from_fn(|p| bias::<S>(*acts[g].sums[p].add(b * GROUP + t)))
+                    std::array::from_fn(|p| S::splat_i(*acts[g].starts[p].add(b * GROUP + t)))
                 })
             });
             for v in 0..8 {

@@ -11,6 +11,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and VNNI.
     Avx512Vnni,
+    /// The same with VBMI: Ice Lake, Zen 4 and later.
+    Avx512Vbmi,
 }
 
 /// A name that is no instruction-set class.
@@ -28,7 +30,7 @@ impl std::error::Error for UnknownIsa {}
 
 impl Isa {
     /// All classes, least capable first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512Vnni];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512Vnni, Self::Avx512Vbmi];
 
     /// The name in reports and on the command line.
     pub fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Vbmi => "avx512-vbmi",
         }
     }
 
@@ -51,15 +54,16 @@ impl Isa {
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
             match self {
                 Self::Scalar => true,
                 Self::Avx2 => avx2,
-                Self::Avx512Vnni => {
-                    avx2 && is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512bw")
-                        && is_x86_feature_detected!("avx512vl")
-                        && is_x86_feature_detected!("avx512vnni")
-                }
+                Self::Avx512Vnni => avx512,
+                Self::Avx512Vbmi => avx512 && is_x86_feature_detected!("avx512vbmi"),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -76,10 +76,31 @@ pub(crate) unsafe trait Simd: Copy + 'static {
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
     /// The byte of `one` where bit `bit` of the byte of `x` is set, else that of `zero`.
     unsafe fn select(x: Self::B, bit: usize, zero: Self::B, one: Self::B) -> Self::B;
-    /// A 16-entry table of weights, in the form that [`Simd::dot4`] takes, repeated over the vector.
-    unsafe fn table(values: &[i8; 16]) -> Self::B;
-    /// Table entry of each code (0..16).
-    unsafe fn lookup(table: Self::B, codes: Self::B) -> Self::B;
+    /// 16 weights in the form that [`Simd::dot4`] takes, repeated over the vector.
+    unsafe fn part(values: &[i8; 16]) -> Self::B;
+    /// The byte of a part that each byte, below 16, counts from its start.
+    unsafe fn shuffle(part: Self::B, x: Self::B) -> Self::B;
+    /// A table of weights for [`Simd::lookup`], in the form that [`Simd::dot4`] takes.
+    #[inline(always)]
+    unsafe fn table(values: &[i8; 64]) -> [Self::B; 4] {
+        let parts = values.as_chunks::<16>().0;
+        // SAFETY: the caller's contract.
+        std::array::from_fn(|i| unsafe { Self::part(&parts[i]) })
+    }
+    /// Entries of a table: the lowest four bits of an index are those of each byte of `nibbles` from bit
+    /// `shift` (0 or 4) on, the next `TOP` (0 to 2) those of `top` from bit `bit` on. Tables repeat, so
+    /// that what an implementation takes for higher bits does not matter.
+    #[inline(always)]
+    unsafe fn lookup<const TOP: usize>(
+        table: [Self::B; 4],
+        nibbles: Self::B,
+        shift: usize,
+        top: Self::B,
+        bit: usize,
+    ) -> Self::B {
+        // SAFETY: the caller's contract.
+        unsafe { lookup_in_parts::<Self, TOP>(table, nibbles, shift, top, bit) }
+    }
     /// int8 weights in the form that [`Simd::dot4`] takes.
     unsafe fn weights(x: Self::B) -> Self::B;
     /// Adds `x` to the bytes of the rows (four bytes each) whose byte of the 16 at `p` has its top bit
@@ -93,4 +114,31 @@ pub(crate) unsafe trait Simd: Copy + 'static {
     unsafe fn prefetch_near(p: *const u8);
     /// See [`Simd::prefetch_near`].
     unsafe fn prefetch_far(p: *const u8);
+}
+
+/// [`Simd::lookup`] in parts of 16 entries.
+///
+/// # Safety
+/// The CPU has the class of `S`.
+#[inline(always)]
+pub(crate) unsafe fn lookup_in_parts<S: Simd, const TOP: usize>(
+    table: [S::B; 4],
+    nibbles: S::B,
+    shift: usize,
+    top: S::B,
+    bit: usize,
+) -> S::B {
+    // SAFETY: the contract above.
+    unsafe {
+        let low = S::field(nibbles, shift, 0x0f);
+        let pair = |first: usize| {
+            let zero = S::shuffle(table[first], low);
+            S::select(top, bit, zero, S::shuffle(table[first + 1], low))
+        };
+        match TOP {
+            0 => S::shuffle(table[0], low),
+            1 => pair(0),
+            _ => S::select(top, bit + 1, pair(0), pair(2)),
+        }
+    }
 }

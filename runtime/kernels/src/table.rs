@@ -33,6 +33,7 @@ pub struct Scratch {
     weights: Vec<u8>,
     scales: Vec<f32>,
     panel: Vec<f32>,
+    shifted: Vec<i32>,
 }
 
 impl Scratch {
@@ -43,12 +44,14 @@ impl Scratch {
             weights: vec![0; blocks * UNPACKED_BLOCK_BYTES],
             scales: vec![0.0; blocks * PANEL_ROWS],
             panel: vec![0.0; max_cols * PANEL_ROWS],
+            shifted: vec![0; 2 * blocks],
         }
     }
 
     /// Bytes allocated.
     pub fn bytes(&self) -> u64 {
-        (self.weights.len() + 4 * (self.scales.len() + self.panel.len())) as u64
+        let words = self.scales.len() + self.panel.len() + self.shifted.len();
+        (self.weights.len() + 4 * words) as u64
     }
 }
 
@@ -302,9 +305,16 @@ kernels_for!(avx2, arch::avx2::Avx2, Isa::Avx2, #[target_feature(enable = "avx2,
 #[cfg(target_arch = "x86_64")]
 kernels_for!(
     avx512,
-    arch::avx512::Avx512,
+    arch::avx512::Avx512<false>,
     Isa::Avx512Vnni,
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+);
+#[cfg(target_arch = "x86_64")]
+kernels_for!(
+    avx512_vbmi,
+    arch::avx512::Avx512<true>,
+    Isa::Avx512Vbmi,
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 );
 
 /// Position of a dense codec in the tables by element.
@@ -342,8 +352,10 @@ impl Kernels {
             Isa::Avx2 => &avx2::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vbmi => &avx512_vbmi::KERNELS,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512Vnni => return None,
+            Isa::Avx2 | Isa::Avx512Vnni | Isa::Avx512Vbmi => return None,
         })
     }
 
@@ -451,7 +463,8 @@ impl Kernels {
         // SAFETY: as above; the scratch has room for one unpacked panel of `cols` columns.
         unsafe {
             if single {
-                let run = Panels { first, count, stride, cols };
+                let shifted = scratch.shifted.as_mut_ptr();
+                let run = Panels { first, count, stride, cols, shifted };
                 let act = acts[0].view();
                 return match codec {
                     Codec::Table(grid) => {

@@ -278,12 +278,12 @@ unsafe impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    unsafe fn table(values: &[i8; 16]) -> Self::B {
+    unsafe fn part(values: &[i8; 16]) -> Self::B {
         unsafe { [_mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast())); 2] }
     }
     #[inline(always)]
-    unsafe fn lookup(table: Self::B, codes: Self::B) -> Self::B {
-        both!(|table, codes| _mm256_shuffle_epi8(table, codes))
+    unsafe fn shuffle(part: Self::B, x: Self::B) -> Self::B {
+        both!(|part, x| _mm256_shuffle_epi8(part, x))
     }
     #[inline(always)]
     unsafe fn weights(x: Self::B) -> Self::B {

@@ -1,11 +1,12 @@
-//! Primitives on AVX-512 with VNNI: one 512-bit register per vector.
+//! Primitives on AVX-512 with VNNI: one 512-bit register per vector. With VBMI, a byte of a whole register
+//! is looked up by six bits, whatever the others are.
 
 use std::arch::x86_64::*;
 
-use crate::simd::Simd;
+use crate::simd::{Simd, lookup_in_parts};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const VBMI: bool>;
 
 /// Vector `4 q + k` of the result holds, in 128-bit part p, column `4 p + k` of rows `4 q .. 4 q + 4`.
 #[inline(always)]
@@ -28,7 +29,7 @@ unsafe fn transpose_quads(rows: [__m512; 16]) -> [__m512; 16] {
 
 // SAFETY: each method is one or a few instructions that compute what the trait says. The trait's
 // callers guarantee the CPU features and the validity of pointers.
-unsafe impl Simd for Avx512 {
+unsafe impl<const VBMI: bool> Simd for Avx512<VBMI> {
     const BIASED: bool = true;
     const TILE_GROUPS: usize = 3;
     type F = __m512;
@@ -217,15 +218,52 @@ unsafe impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn table(values: &[i8; 16]) -> __m512i {
+    unsafe fn part(values: &[i8; 16]) -> __m512i {
         unsafe {
             let values = _mm_loadu_si128(values.as_ptr().cast());
             _mm512_broadcast_i32x4(_mm_xor_si128(values, _mm_set1_epi8(-128)))
         }
     }
     #[inline(always)]
-    unsafe fn lookup(table: __m512i, codes: __m512i) -> __m512i {
-        unsafe { _mm512_shuffle_epi8(table, codes) }
+    unsafe fn shuffle(part: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(part, x) }
+    }
+    #[inline(always)]
+    unsafe fn table(values: &[i8; 64]) -> [__m512i; 4] {
+        unsafe {
+            if VBMI {
+                return [Self::weights(_mm512_loadu_si512(values.as_ptr().cast())); 4];
+            }
+            let parts = values.as_chunks::<16>().0;
+            std::array::from_fn(|i| Self::part(&parts[i]))
+        }
+    }
+    #[inline(always)]
+    unsafe fn lookup<const TOP: usize>(
+        table: [__m512i; 4],
+        nibbles: __m512i,
+        shift: usize,
+        top: __m512i,
+        bit: usize,
+    ) -> __m512i {
+        unsafe {
+            if !VBMI {
+                return lookup_in_parts::<Self, TOP>(table, nibbles, shift, top, bit);
+            }
+            let low = _mm512_srl_epi16(nibbles, _mm_cvtsi32_si128(shift as i32));
+            let index = match TOP {
+                0 => low,
+                // Bit `bit` of a byte goes to bit 4; what else of `top` lands there or above is ignored
+                // or, for one bit, repeats the table.
+                _ => {
+                    let left = _mm_cvtsi32_si128(4usize.saturating_sub(bit) as i32);
+                    let right = _mm_cvtsi32_si128(bit.saturating_sub(4) as i32);
+                    let top = _mm512_srl_epi16(_mm512_sll_epi16(top, left), right);
+                    _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(0x0f), low, top)
+                }
+            };
+            _mm512_permutexvar_epi8(index, table[0])
+        }
     }
     #[inline(always)]
     unsafe fn weights(x: __m512i) -> __m512i {

@@ -150,11 +150,11 @@ unsafe impl Simd for Scalar {
     unsafe fn select(x: Self::B, bit: usize, zero: Self::B, one: Self::B) -> Self::B {
         std::array::from_fn(|i| if x[i] >> bit & 1 == 1 { one[i] } else { zero[i] })
     }
-    unsafe fn table(values: &[i8; 16]) -> Self::B {
+    unsafe fn part(values: &[i8; 16]) -> Self::B {
         std::array::from_fn(|i| values[i % 16] as u8)
     }
-    unsafe fn lookup(table: Self::B, codes: Self::B) -> Self::B {
-        codes.map(|c| table[usize::from(c & 0x0f)])
+    unsafe fn shuffle(part: Self::B, x: Self::B) -> Self::B {
+        x.map(|i| part[usize::from(i & 0x0f)])
     }
     unsafe fn weights(x: Self::B) -> Self::B {
         x
