@@ -283,7 +283,10 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
         unsafe {
             let scale_bytes = panel.add(ROW_SCALES_BYTES + b * PANEL_ROWS);
             let codes = panel.add(header + b * C::BLOCK_BYTES);
-            S::prefetch_far(codes.wrapping_add(4 * C::BLOCK_BYTES));
+            for line in 0..C::BLOCK_BYTES / 64 {
+                S::prefetch_near(codes.wrapping_add(PREFETCH_NEAR + 64 * line));
+                S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
+            }
             for v in 0..4 {
                 let out = weights.add(b * UNPACKED_BLOCK_BYTES + 128 * v);
                 for (i, mut w) in codec.weights(codes, v).into_iter().enumerate() {
@@ -298,91 +301,143 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
     }
 }
 
-/// An unpacked panel.
-#[derive(Clone, Copy)]
-pub(crate) struct Unpacked {
-    pub(crate) weights: *const u8,
-    pub(crate) scales: *const f32,
-    /// 16 bf16.
-    pub(crate) row_scales: *const u8,
-    pub(crate) blocks: usize,
+/// Most panels that are unpacked and multiplied together.
+pub(crate) const MAX_TILE_PANELS: usize = 3;
+/// Blocks of columns after which a product goes on to the next group of tokens: the unpacked weights of
+/// that many blocks stay in the first-level cache while all groups pass over them.
+const TILE_BLOCKS: usize = 16;
+
+/// Panels side by side in a tile of a product with `P` planes: two planes need two accumulators for
+/// each output.
+pub(crate) const fn tile_panels<S: Simd, const P: usize>() -> usize {
+    if P == 1 || S::TILE_PANELS == 1 { S::TILE_PANELS } else { 2 }
 }
 
-/// Several tokens, `P` planes: `out[16 t + r]` for token t, row r of one unpacked panel.
+/// Unpacked panels, `count` of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Unpacked {
+    /// `[panel][block][512]`.
+    pub(crate) weights: *const u8,
+    /// `[panel][block][16]`.
+    pub(crate) scales: *const f32,
+    /// Of the first panel: 16 bf16.
+    pub(crate) row_scales: *const u8,
+    /// Bytes from a panel's row scales to the next panel's.
+    pub(crate) stride: usize,
+    pub(crate) blocks: usize,
+    pub(crate) count: usize,
+}
+
+/// Several tokens, `P` planes: `out[(tokens p + t) 16 + r]` for panel p, token t, row r.
 ///
 /// # Safety
-/// The panel, the groups' activations and `16 * tokens` outputs are valid; groups hold `tokens` tokens.
+/// The panels, at most [`tile_panels`], the groups' activations and `16 * tokens` outputs for each panel
+/// are valid; groups hold `tokens` tokens.
 #[inline(always)]
 pub(crate) unsafe fn gemm<S: Simd, const P: usize>(
-    panel: Unpacked,
+    panels: Unpacked,
     groups: &[ActBuffer],
     tokens: usize,
     out: *mut f32,
 ) {
-    // Two planes need two accumulators each, which leaves registers for fewer tokens.
-    let tile_groups = const { if P == 1 || S::TILE_GROUPS == 1 { S::TILE_GROUPS } else { 2 } };
-    let mut first = 0;
-    while first < groups.len() {
-        let left = (groups.len() - first).min(tile_groups);
-        let tile = &groups[first..first + left];
-        // SAFETY: the contract above; the tile writes only tokens below `tokens`.
-        unsafe {
-            match left {
-                1 => gemm_tile::<S, P, 1>(panel, tile, first * GROUP, tokens, out),
-                2 => gemm_tile::<S, P, 2>(panel, tile, first * GROUP, tokens, out),
-                _ => gemm_tile::<S, P, 3>(panel, tile, first * GROUP, tokens, out),
-            }
+    // SAFETY: the contract above.
+    unsafe {
+        match panels.count {
+            1 => gemm_panels::<S, P, 1>(panels, groups, tokens, out),
+            2 => gemm_panels::<S, P, 2>(panels, groups, tokens, out),
+            _ => gemm_panels::<S, P, MAX_TILE_PANELS>(panels, groups, tokens, out),
         }
-        first += left;
     }
 }
 
 #[inline(always)]
-unsafe fn gemm_tile<S: Simd, const P: usize, const G: usize>(
-    panel: Unpacked,
+unsafe fn gemm_panels<S: Simd, const P: usize, const N: usize>(
+    panels: Unpacked,
     groups: &[ActBuffer],
-    first_token: usize,
     tokens: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's contract; `groups` has at least G elements.
+    let mut first = 0;
+    while first < panels.blocks {
+        let blocks = first..panels.blocks.min(first + TILE_BLOCKS);
+        for (g, group) in groups.iter().enumerate() {
+            let place = Place { token: g * GROUP, tokens, out };
+            // SAFETY: the caller's contract.
+            unsafe { gemm_tile::<S, P, N>(panels, blocks.clone(), group.view(), place) }
+        }
+        first = blocks.end;
+    }
+}
+
+/// Where a tile's outputs go.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its first token.
+    token: usize,
+    /// Tokens of the product; beyond them nothing is stored.
+    tokens: usize,
+    out: *mut f32,
+}
+
+impl Place {
+    unsafe fn at(self, panel: usize, t: usize) -> *mut f32 {
+        // SAFETY: the caller asks only for tokens of the product.
+        unsafe { self.out.add((panel * self.tokens + self.token + t) * PANEL_ROWS) }
+    }
+}
+
+/// `N` panels and a group of tokens over some blocks. Between runs of blocks the sums are kept in the
+/// output.
+#[inline(always)]
+unsafe fn gemm_tile<S: Simd, const P: usize, const N: usize>(
+    panels: Unpacked,
+    blocks: std::ops::Range<usize>,
+    act: ActView,
+    place: Place,
+) {
+    // SAFETY: the caller's contract.
     unsafe {
-        let acts: [ActView; G] = std::array::from_fn(|g| groups[g].view());
-        let mut sums = [[S::splat(0.0); GROUP]; G];
-        for b in 0..panel.blocks {
-            let mut dots: [[[S::I; P]; GROUP]; G] = std::array::from_fn(|g| {
-                std::array::from_fn(|t| {
-                    std::array::from_fn(|p| S::splat_i(*acts[g].starts[p].add(b * GROUP + t)))
-                })
+        let mut sums = [[S::splat(0.0); N]; GROUP];
+        let valid = GROUP.min(place.tokens - place.token);
+        if blocks.start > 0 {
+            for (t, sums) in sums.iter_mut().enumerate().take(valid) {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(place.at(n, t));
+                }
+            }
+        }
+        for b in blocks.clone() {
+            let mut dots: [[[S::I; P]; N]; GROUP] = std::array::from_fn(|t| {
+                [std::array::from_fn(|p| S::splat_i(*act.starts[p].add(b * GROUP + t))); N]
             });
             for v in 0..8 {
-                let w = S::load_bytes(panel.weights.add((b * 8 + v) * 64));
-                for g in 0..G {
+                let w: [S::B; N] = std::array::from_fn(|n| {
+                    S::load_bytes(panels.weights.add(((n * panels.blocks + b) * 8 + v) * 64))
+                });
+                for t in 0..GROUP {
                     for p in 0..P {
-                        let a = acts[g].codes[p].add((b * 8 + v) * 4 * GROUP);
-                        for t in 0..GROUP {
-                            dots[g][t][p] = S::dot4(dots[g][t][p], w, a.add(4 * t));
+                        let a = act.codes[p].add((b * 8 + v) * 4 * GROUP + 4 * t);
+                        for n in 0..N {
+                            dots[t][n][p] = S::dot4(dots[t][n][p], w[n], a);
                         }
                     }
                 }
             }
-            let block_scale = S::load(panel.scales.add(b * PANEL_ROWS));
-            for g in 0..G {
+            for n in 0..N {
+                let block_scale = S::load(panels.scales.add((n * panels.blocks + b) * PANEL_ROWS));
                 for t in 0..GROUP {
-                    let act_scale =
-                        *acts[g].scales.add(b * GROUP + t) * const { plane_factor::<P>() };
+                    let act_scale = *act.scales.add(b * GROUP + t) * const { plane_factor::<P>() };
                     let scale = S::mul(block_scale, S::splat(act_scale));
-                    sums[g][t] = S::fma(combine::<S, P>(dots[g][t]), scale, sums[g][t]);
+                    sums[t][n] = S::fma(combine::<S, P>(dots[t][n]), scale, sums[t][n]);
                 }
             }
         }
-        let row_scales = S::load_bf16(panel.row_scales.cast());
-        for g in 0..G {
-            for t in 0..GROUP {
-                let token = first_token + g * GROUP + t;
-                if token < tokens {
-                    S::store(out.add(token * PANEL_ROWS), S::mul(sums[g][t], row_scales));
-                }
+        let last = blocks.end == panels.blocks;
+        for n in 0..N {
+            let row_scales = S::load_bf16(panels.row_scales.add(n * panels.stride).cast());
+            for (t, sums) in sums.iter().enumerate().take(valid) {
+                let sum = if last { S::mul(sums[n], row_scales) } else { sums[n] };
+                S::store(place.at(n, t), sum);
             }
         }
     }

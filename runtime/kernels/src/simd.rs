@@ -9,8 +9,11 @@
 pub(crate) unsafe trait Simd: Copy + 'static {
     /// Whether weights enter [`Simd::dot4`] with 128 added (the unsigned operand of VNNI).
     const BIASED: bool;
-    /// Groups of four tokens in one register tile of a matrix product.
+    /// Groups of four tokens in one register tile of a product with a dense panel.
     const TILE_GROUPS: usize;
+    /// Panels in one register tile of a product with a group of four tokens, at most
+    /// [`crate::block::MAX_TILE_PANELS`].
+    const TILE_PANELS: usize;
     /// 16 f32.
     type F: Copy;
     /// 16 i32.

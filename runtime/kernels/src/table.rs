@@ -7,7 +7,7 @@ use gristmill_formats::source::Layout;
 
 use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
 use crate::attention::{KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule, Span};
-use crate::block::{Panels, UNPACKED_BLOCK_BYTES, Unpacked};
+use crate::block::{MAX_TILE_PANELS, Panels, UNPACKED_BLOCK_BYTES, Unpacked};
 use crate::dense::DensePanels;
 use crate::isa::Isa;
 use crate::{arch, attention, block, dense, vecmath};
@@ -41,8 +41,8 @@ impl Scratch {
     pub fn new(max_cols: usize) -> Self {
         let blocks = block_count(max_cols);
         Self {
-            weights: vec![0; blocks * UNPACKED_BLOCK_BYTES],
-            scales: vec![0.0; blocks * PANEL_ROWS],
+            weights: vec![0; MAX_TILE_PANELS * blocks * UNPACKED_BLOCK_BYTES],
+            scales: vec![0.0; MAX_TILE_PANELS * blocks * PANEL_ROWS],
             panel: vec![0.0; max_cols * PANEL_ROWS],
             shifted: vec![0; 2 * blocks],
         }
@@ -75,9 +75,9 @@ pub struct Kernels {
     /// By bits: 2 to 6.
     gemv_table: [GemvTable; 5],
     unpack_table: [UnpackTable; 5],
-    /// With one and with two planes of activations.
-    gemm_coarse: BlockGemm,
-    gemm_fine: BlockGemm,
+    /// With one and with two planes of activations, and how many panels they take at once.
+    gemm_coarse: (BlockGemm, usize),
+    gemm_fine: (BlockGemm, usize),
     /// By element: f32, bf16, f16.
     dense_gemv: [DenseGemv; 3],
     dense_gemm: [DenseGemm; 3],
@@ -264,8 +264,8 @@ macro_rules! kernels_for {
                     unpack_table::<5>,
                     unpack_table::<6>,
                 ],
-                gemm_coarse,
-                gemm_fine,
+                gemm_coarse: (gemm_coarse, block::tile_panels::<S, 1>()),
+                gemm_fine: (gemm_fine, block::tile_panels::<S, 2>()),
                 dense_gemv: [
                     dense_gemv::<dense::F32>,
                     dense_gemv::<dense::Bf16>,
@@ -459,7 +459,10 @@ impl Kernels {
             codec.id()
         );
         let blocks = block_count(cols);
-        assert!(scratch.scales.len() >= blocks * PANEL_ROWS, "scratch for {cols} columns");
+        assert!(
+            scratch.scales.len() >= MAX_TILE_PANELS * blocks * PANEL_ROWS,
+            "scratch for {cols} columns"
+        );
         // SAFETY: as above; the scratch has room for one unpacked panel of `cols` columns.
         unsafe {
             if single {
@@ -473,19 +476,25 @@ impl Kernels {
                     _ => (self.gemv_q8)(run, act, out_ptr),
                 };
             }
-            for p in 0..count {
-                let panel = first.add(p * stride);
+            let (gemm, tile) = if fine { self.gemm_fine } else { self.gemm_coarse };
+            for p in (0..count).step_by(tile) {
+                let count = tile.min(count - p);
                 let (w, s) = (scratch.weights.as_mut_ptr(), scratch.scales.as_mut_ptr());
-                match codec {
-                    Codec::Table(grid) => {
-                        (self.unpack_table[table_index(grid)])(grid, panel, cols, w, s);
+                let row_scales = first.add(p * stride);
+                for n in 0..count {
+                    let panel = row_scales.add(n * stride);
+                    let w = w.add(n * blocks * UNPACKED_BLOCK_BYTES);
+                    let s = s.add(n * blocks * PANEL_ROWS);
+                    match codec {
+                        Codec::Table(grid) => {
+                            (self.unpack_table[table_index(grid)])(grid, panel, cols, w, s);
+                        }
+                        _ => (self.unpack_q8)(panel, cols, w, s),
                     }
-                    _ => (self.unpack_q8)(panel, cols, w, s),
                 }
-                let unpacked = Unpacked { weights: w, scales: s, row_scales: panel, blocks };
-                let out = out_ptr.add(p * tokens * PANEL_ROWS);
-                let gemm = if fine { self.gemm_fine } else { self.gemm_coarse };
-                gemm(unpacked, acts, tokens, out);
+                let unpacked =
+                    Unpacked { weights: w, scales: s, row_scales, stride, blocks, count };
+                gemm(unpacked, acts, tokens, out_ptr.add(p * tokens * PANEL_ROWS));
             }
         }
     }

@@ -75,6 +75,7 @@ macro_rules! both {
 unsafe impl Simd for Avx2 {
     const BIASED: bool = false;
     const TILE_GROUPS: usize = 1;
+    const TILE_PANELS: usize = 1;
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];

@@ -32,6 +32,7 @@ unsafe fn transpose_quads(rows: [__m512; 16]) -> [__m512; 16] {
 unsafe impl<const VBMI: bool> Simd for Avx512<VBMI> {
     const BIASED: bool = true;
     const TILE_GROUPS: usize = 3;
+    const TILE_PANELS: usize = 3;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;

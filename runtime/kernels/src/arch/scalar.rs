@@ -29,6 +29,7 @@ fn reduce(mut a: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
 unsafe impl Simd for Scalar {
     const BIASED: bool = false;
     const TILE_GROUPS: usize = 1;
+    const TILE_PANELS: usize = 1;
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
