@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
-use gristmill_runtime::{EngineConfig, KvType, Residency};
+use gristmill_runtime::{EngineConfig, Isa, KvType, Residency};
 
 use crate::knobs;
 
@@ -53,6 +53,7 @@ pub(crate) enum Verb {
     Chat(ChatArgs),
     Eval(EvalArgs),
     Bench(BenchArgs),
+    Hwbench(HwbenchArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
 }
@@ -260,6 +261,31 @@ pub(crate) struct BenchArgs {
     pub(crate) residency: Residency,
 }
 
+/// Measure every kernel beside the machine's ceilings
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  gristmill hwbench --quick\n  \
+    gristmill hwbench --update KERNELS.md")]
+pub(crate) struct HwbenchArgs {
+    /// Numbers of threads to measure [default: 1 and all cores]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads_parser())]
+    pub(crate) threads: Vec<u64>,
+    /// Instruction sets to measure [default: all that the CPU has]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = isa_parser())]
+    pub(crate) isa: Vec<Isa>,
+    /// Small buffers and few repeats: seconds instead of minutes, and rough figures
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Exit with 3 when another instruction set is faster than the one that is chosen
+    #[arg(long)]
+    pub(crate) assert: bool,
+    /// Print the tables alone
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) markdown: bool,
+    /// Write the tables between the markers hwbench:begin and hwbench:end of this document
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) update: Option<PathBuf>,
+}
+
 /// Say what is in a packed file or a checkpoint
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  gristmill inspect m.grist --tensors")]
@@ -382,6 +408,10 @@ fn residency_parser() -> impl TypedValueParser<Value = Residency> {
 
 fn kv_parser() -> impl TypedValueParser<Value = KvType> {
     names(KvType::ALL.map(|kv| (kv.name(), kv)))
+}
+
+fn isa_parser() -> impl TypedValueParser<Value = Isa> {
+    names(Isa::ALL.map(|isa| (isa.name(), isa)))
 }
 
 fn protocol_parser() -> impl TypedValueParser<Value = Protocol> {

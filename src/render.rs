@@ -17,7 +17,11 @@ pub(crate) trait Render: Serialize {
 
 /// Prints a result on standard output.
 pub(crate) fn emit(result: &impl Render, json: bool) -> Result<()> {
-    let text = if json { json_text(result)? } else { result.text() };
+    print(&if json { json_text(result)? } else { result.text() })
+}
+
+/// Prints a text on standard output.
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()?;

@@ -62,6 +62,11 @@ impl Host {
         })
     }
 
+    /// Why timings with so many threads are not those of as many cores, if there are fewer.
+    pub(crate) fn oversubscribed(&self, threads: usize) -> Option<String> {
+        (threads > self.cores).then(|| format!("{threads} threads share {} cores", self.cores))
+    }
+
     /// One line for tables.
     pub(crate) fn line(&self) -> String {
         format!(
@@ -86,12 +91,21 @@ fn cpu_name() -> Option<String> {
 }
 
 fn last_level_cache_bytes() -> Option<u64> {
-    let caches = "/sys/devices/system/cpu/cpu0/cache";
-    let sizes = fs::read_dir(caches).ok()?.flatten().filter_map(|entry| {
-        let text = fs::read_to_string(entry.path().join("size")).ok()?;
-        parse_size(text.trim())
-    });
-    sizes.max()
+    caches().map(|(_, bytes)| bytes).max()
+}
+
+/// Size of a core's second-level cache.
+pub(crate) fn second_level_cache_bytes() -> Option<u64> {
+    caches().find(|&(level, _)| level == 2).map(|(_, bytes)| bytes)
+}
+
+/// Level and size of the first CPU's caches.
+fn caches() -> impl Iterator<Item = (u32, u64)> {
+    let entries = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").into_iter().flatten();
+    entries.flatten().filter_map(|entry| {
+        let read = |name| fs::read_to_string(entry.path().join(name)).ok();
+        Some((read("level")?.trim().parse().ok()?, parse_size(read("size")?.trim())?))
+    })
 }
 
 fn parse_size(text: &str) -> Option<u64> {

@@ -3,6 +3,8 @@
 //! * [`quality()`] scores a text by one of two protocols ([`Protocol`]) and, given a reference, compares
 //!   the two models token by token.
 //! * [`bench()`] measures prefill and decoding beside the read bandwidth that bounds them.
+//! * [`hwbench()`] measures every kernel on every instruction set beside what bounds it.
+//! * [`write_synthetic()`] makes models to measure the speed of.
 //!
 //! Every report carries the host, the commit, the instruction set, the threads, the model's fingerprint
 //! and the protocol, because a number without them cannot be compared with another.
@@ -13,20 +15,27 @@
 mod bench;
 mod error;
 mod host;
+mod hwbench;
 mod model_facts;
 mod probe;
 mod quality;
 mod stats;
+mod synthetic;
 mod table;
 
 pub use bench::{BenchConfig, BenchReport, BenchRow, KernelReport, Percentiles, bench};
 pub use error::{EvalError, Result};
 pub use host::{Host, Memory, peak_memory, reset_peak_memory};
+pub use hwbench::{
+    Case, Ceiling, CeilingRow, Family, HwBenchConfig, HwBenchReport, HwBenchRow, Operation, Origin,
+    SlowChoice, Subject, TOLERANCE, Unit, hwbench,
+};
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
     Divergence, Estimate, Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality,
     TextTokens, UnknownProtocol, WindowQuality, quality,
 };
+pub use synthetic::{Shape, write_synthetic};
 
 /// Version of the reports' JSON: raised when a field changes its meaning or goes away.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Host;
+
 /// Least time of reading in one measurement; passes are repeated until it is reached.
 const MIN_TIME: Duration = Duration::from_millis(50);
 /// Least number of passes.
@@ -83,6 +85,13 @@ pub fn probe_bandwidth(threads: usize, bytes: usize) -> Bandwidth {
 pub fn default_probe_bytes(last_level_cache_bytes: Option<u64>) -> usize {
     let bytes = last_level_cache_bytes.map_or(DEFAULT_BYTES as u64, |llc| llc.saturating_mul(4));
     bytes.clamp(64 << 20, MAX_BYTES) as usize
+}
+
+/// [`default_probe_bytes`], unless a quarter of the free memory is less.
+pub(crate) fn affordable_probe_bytes(host: &Host) -> usize {
+    let wanted = default_probe_bytes(host.last_level_cache_bytes);
+    let free = gristmill_runtime::available_memory_bytes().map_or(usize::MAX, |b| b as usize);
+    wanted.min(free / 4)
 }
 
 /// Read bandwidth over memory that is already there, such as a model's weights: one pass that is not
@@ -159,7 +168,7 @@ impl Pass<'_> {
 /// Reads one word of each line, in several streams side by side: a page's first lines come slowly, and
 /// with more streams fewer of them wait. On the CPU that this was tried on, streams add 20 % and reading
 /// whole lines with 512-bit loads adds nothing.
-fn read_lines(bytes: &[u8]) -> u64 {
+pub(crate) fn read_lines(bytes: &[u8]) -> u64 {
     const STREAMS: usize = 8;
     const LINE: usize = 64;
     let lines = bytes.len() / STREAMS / LINE;

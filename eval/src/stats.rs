@@ -26,6 +26,16 @@ impl SplitMix64 {
     pub(crate) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }
+
+    /// Uniform in -1..1.
+    pub(crate) fn symmetric(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// So many random bytes.
+    pub(crate) fn bytes(&mut self, count: usize) -> impl Iterator<Item = u8> {
+        (0..count.div_ceil(8)).flat_map(|_| self.next_u64().to_le_bytes()).take(count)
+    }
 }
 
 /// Percentile by nearest rank: the smallest value that at least the share `p` does not exceed.

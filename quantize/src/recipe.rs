@@ -256,15 +256,7 @@ impl Recipe {
 
     /// The codec with the recipe's parameters.
     pub fn codec(&self, id: CodecId) -> Codec {
-        match id {
-            CodecId::F32 => Codec::F32,
-            CodecId::Bf16 => Codec::Bf16,
-            CodecId::F16 => Codec::F16,
-            CodecId::Q8 => Codec::Q8,
-            CodecId::Q6 | CodecId::Q5 | CodecId::Q4 | CodecId::Q3 | CodecId::Q2 => {
-                Codec::Table(self.table(id).grid())
-            }
-        }
+        if id.has_table() { Codec::Table(self.table(id).grid()) } else { Codec::from(id) }
     }
 
     /// The table of a table codec.

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod demo;
 mod eval;
+mod hwbench;
 mod inspect;
 mod quantize;
 mod run;
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Verb::Chat(args) => chat::run(session, &args),
         Verb::Eval(args) => eval::run(session, &args),
         Verb::Bench(args) => bench::run(session, &args),
+        Verb::Hwbench(args) => hwbench::run(session, &args),
         Verb::Inspect(args) => inspect::run(session, &args),
         Verb::Verify(args) => verify::run(session, &args),
     }

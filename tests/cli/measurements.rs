@@ -1,7 +1,8 @@
-//! `eval` and `bench`: fields that scripts depend on, and limits as exit codes.
+//! `eval`, `bench` and `hwbench`: fields that scripts depend on, and limits as exit codes.
 
 use std::fs;
 
+use gristmill_runtime::Isa;
 use serde_json::Value;
 
 use crate::support::{checkpoint, packed, run, scratch, str};
@@ -123,4 +124,35 @@ fn the_usual_benchmark_fits_a_small_model() {
     assert!(said.stderr.contains("a prompt of 508"), "{}", said.stderr);
     let words = ["bench", str(packed()), "--gen", "4", "--prompt", "512"];
     assert!(run(&words).expect(1).stderr.contains("512"));
+}
+
+#[test]
+fn hwbench_has_its_fields_and_updates_a_page() {
+    let directory = scratch();
+    let page = directory.path().join("page.md");
+    fs::write(&page, "before\n<!-- hwbench:begin -->\nold\n<!-- hwbench:end -->\nafter\n").unwrap();
+    let words = ["hwbench", "--quick", "--isa", "scalar", "--threads", "1,1", "--json"];
+    let said = run(&[words.as_slice(), &["--update", str(&page)]].concat()).expect(0);
+    let document = said.json();
+    assert_eq!(document["schema_version"], 1);
+    assert_eq!(document["checked"], false);
+    assert!(number(&document, "host.cores") >= 1.0);
+    for row in document["rows"].as_array().unwrap() {
+        assert_eq!((&row["isa"], &row["threads"]), (&"scalar".into(), &1.into()));
+        assert!(number(row, "rate") > 0.0, "{row}");
+        assert!(["GB/s", "GMAC/s"].contains(&row["unit"].as_str().unwrap()), "{row}");
+    }
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.starts_with("before\n<!-- hwbench:begin -->\n"), "{text}");
+    assert!(text.ends_with("|\n<!-- hwbench:end -->\nafter\n"), "{text}");
+    assert!(text.contains("| q4, memory") && !text.contains("old"), "{text}");
+}
+
+#[test]
+fn hwbench_refuses_a_check_that_compares_nothing() {
+    if Isa::available().count() > 1 {
+        let said = run(&["hwbench", "--quick", "--assert", "--isa", "scalar"]).expect(2);
+        assert!(said.stderr.contains(Isa::detect().name()), "{}", said.stderr);
+        assert!(said.stderr.contains("hint: "), "{}", said.stderr);
+    }
 }

@@ -14,7 +14,7 @@ pub use report::{BenchReport, BenchRow, KernelReport, Percentiles};
 use crate::error::{EvalError, Result};
 use crate::host::{Host, Memory, reset_peak_memory};
 use crate::model_facts::{ModelFacts, kv_bytes_read};
-use crate::probe::{ReadProbe, default_probe_bytes, probe_slices};
+use crate::probe::{ReadProbe, affordable_probe_bytes, probe_slices};
 use crate::stats::{SplitMix64, median, percentile};
 
 /// Most repeats, tokens and so on that a configuration may ask for.
@@ -111,11 +111,7 @@ pub fn bench(
     let host = Host::detect();
     let start = Instant::now();
     let mut warnings: Vec<String> = host.busy().into_iter().collect();
-    if let Some(&most) = config.threads.iter().max()
-        && most > host.cores
-    {
-        warnings.push(format!("{most} threads share {} cores", host.cores));
-    }
+    warnings.extend(config.threads.iter().max().and_then(|&most| host.oversubscribed(most)));
     let mut memory = Memory { resident_peak_was_reset: reset_peak_memory(), ..Memory::default() };
 
     let load = || -> Result<(Arc<Model>, f64)> {
@@ -145,7 +141,7 @@ pub fn bench(
     }
 
     let weight_slices = model.weight_slices();
-    let probe = ReadProbe::new(probe_bytes(&host));
+    let probe = ReadProbe::new(affordable_probe_bytes(&host));
     if probe.huge_page_bytes().is_some_and(|huge| huge > probe.bytes() / 2) {
         warnings.push(
             "the memory probe's buffer is in huge pages, a mapped model is not: it reads faster \
@@ -222,13 +218,6 @@ pub fn bench(
 
 fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
     if progress.cancelled() { Err(EvalError::Cancelled) } else { Ok(()) }
-}
-
-/// The memory probe's buffer, unless a quarter of the free memory is less.
-fn probe_bytes(host: &Host) -> usize {
-    let wanted = default_probe_bytes(host.last_level_cache_bytes);
-    let free = gristmill_runtime::available_memory_bytes().map_or(usize::MAX, |b| b as usize);
-    wanted.min(free / 4)
 }
 
 fn milliseconds(since: Instant) -> f64 {

@@ -148,6 +148,19 @@ impl std::str::FromStr for CodecId {
     }
 }
 
+impl From<CodecId> for Codec {
+    /// The codec with the default table of its width.
+    fn from(id: CodecId) -> Self {
+        match id {
+            CodecId::F32 => Self::F32,
+            CodecId::Bf16 => Self::Bf16,
+            CodecId::F16 => Self::F16,
+            CodecId::Q8 => Self::Q8,
+            _ => Self::Table(NamedGrid::default_for(id.code_bits()).grid()),
+        }
+    }
+}
+
 /// Number of panels that hold `rows` rows.
 pub fn panel_count(rows: usize) -> usize {
     rows.div_ceil(PANEL_ROWS)

@@ -21,6 +21,7 @@ mod attention;
 mod block;
 mod dense;
 mod isa;
+mod peak;
 mod simd;
 mod table;
 mod vecmath;

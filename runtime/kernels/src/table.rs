@@ -10,7 +10,7 @@ use crate::attention::{KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreR
 use crate::block::{MAX_TILE_PANELS, Panels, UNPACKED_BLOCK_BYTES, Unpacked};
 use crate::dense::DensePanels;
 use crate::isa::Isa;
-use crate::{arch, attention, block, dense, vecmath};
+use crate::{arch, attention, block, dense, peak, vecmath};
 
 /// A matrix in place.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +66,7 @@ type Gather = unsafe fn(*const u8, usize, usize, *mut f32);
 type Attend = unsafe fn(KvView, *const f32, &[Span], ScoreRule, *mut f32, usize, *mut f32);
 type WriteKv = unsafe fn(KvViewMut, usize, *const f32, *const f32);
 type Gate = unsafe fn(*mut f32, *const f32, usize);
+type Peak = unsafe fn(usize) -> u64;
 
 /// The kernels of one instruction-set class. A reference to one is proof that the CPU has the class.
 pub struct Kernels {
@@ -92,6 +93,8 @@ pub struct Kernels {
     /// By KV type: f32, f16, int8.
     attend: [Attend; 3],
     write_kv: [WriteKv; 3],
+    peak_int8: Peak,
+    peak_f32: Peak,
 }
 
 impl std::fmt::Debug for Kernels {
@@ -245,6 +248,16 @@ macro_rules! kernels_for {
                 // SAFETY: the caller's contract is the generic kernel's.
                 unsafe { attention::write::<S, E>(kv, position, k, v) }
             }
+            $(#[$feature])?
+            unsafe fn peak_int8(passes: usize) -> u64 {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { peak::int8::<S>(passes) }
+            }
+            $(#[$feature])?
+            unsafe fn peak_f32(passes: usize) -> u64 {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { peak::f32::<S>(passes) }
+            }
 
             pub(super) static KERNELS: Kernels = Kernels {
                 isa: $isa,
@@ -294,6 +307,8 @@ macro_rules! kernels_for {
                     write_kv::<attention::KvF16>,
                     write_kv::<attention::KvI8>,
                 ],
+                peak_int8,
+                peak_f32,
             };
         }
     };
@@ -624,5 +639,18 @@ impl Kernels {
         let (q, scores, out) = (q.as_ptr(), scores.as_mut_ptr(), out.as_mut_ptr());
         // SAFETY: buffers were checked; every slot of the ring is initialised memory.
         unsafe { (self.attend[kind])(kv.view(), q, spans, rule, scores, stride, out) }
+    }
+
+    /// Multiplies int8 weights with activations and does nothing else, to measure what bounds products
+    /// with block codecs; returns the multiply-accumulates done. Passes take microseconds at most.
+    pub fn peak_int8(&self, passes: usize) -> u64 {
+        // SAFETY: no memory of the caller is touched.
+        unsafe { (self.peak_int8)(passes) }
+    }
+
+    /// [`Self::peak_int8`] with fused multiply-adds in f32: what bounds products with dense codecs.
+    pub fn peak_f32(&self, passes: usize) -> u64 {
+        // SAFETY: no memory of the caller is touched.
+        unsafe { (self.peak_f32)(passes) }
     }
 }

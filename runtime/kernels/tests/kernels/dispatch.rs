@@ -40,6 +40,19 @@ fn products_are_named_after_class_shape_and_codec() {
 }
 
 #[test]
+fn multiplication_loops_count_whole_vectors_of_products_per_pass() {
+    for isa in Isa::available() {
+        let kernels = Kernels::for_isa(isa).expect("an available class");
+        for (done, lanes) in [(kernels.peak_int8(1), 64), (kernels.peak_f32(1), 16)] {
+            assert!(done > 0 && done.is_multiple_of(lanes), "{done} on {}", isa.name());
+        }
+        assert_eq!(kernels.peak_int8(5), 5 * kernels.peak_int8(1));
+        assert_eq!(kernels.peak_f32(5), 5 * kernels.peak_f32(1));
+        assert_eq!((kernels.peak_int8(0), kernels.peak_f32(0)), (0, 0));
+    }
+}
+
+#[test]
 fn classes_are_found_by_their_names_and_unknown_names_list_them() {
     for isa in Isa::ALL {
         assert_eq!(isa.name().parse(), Ok(isa));

@@ -1,0 +1,48 @@
+//! Work that can be done piece by piece, on any instruction set and number of threads.
+
+use gristmill_kernels::{Isa, Kernels};
+use gristmill_runtime::Pool;
+
+use super::case::Case;
+
+/// Times that a thread goes over what it holds in its cache before it meets the others.
+pub(super) const CACHE_PASSES: usize = 8;
+
+/// How large things are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    /// The large buffer.
+    pub(super) memory_bytes: usize,
+    /// What a thread holds in its second-level cache.
+    pub(super) cache_bytes: usize,
+    /// Most threads that take part.
+    pub(super) most_threads: usize,
+    /// Tokens of prompts.
+    pub(super) prompts: &'static [usize],
+    /// Positions attended to, increasing; each divides the last.
+    pub(super) depths: &'static [usize],
+}
+
+/// Kernels on data of one kind.
+pub(super) trait Workload {
+    /// What can be measured.
+    fn cases(&self) -> Vec<Case>;
+
+    /// Memory like that which the cases from memory read, for the read bandwidth.
+    fn memory(&self) -> &[u8];
+
+    /// Does a piece of a case on all threads; returns the bytes or products done.
+    fn run(&mut self, case: &Case, kernels: &'static Kernels, pool: &mut Pool) -> u64;
+}
+
+/// Bytes of the large buffer that a thread takes between two meetings of the threads: a fraction of a
+/// millisecond, but for portable code, which takes a few.
+pub(super) fn piece_bytes(isa: Isa) -> usize {
+    if isa == Isa::Scalar { 256 << 10 } else { 4 << 20 }
+}
+
+/// Does something as often as there are threads: once on each, unless one is late.
+pub(super) fn everywhere<S: Send>(pool: &mut Pool, states: &mut [S], work: impl Fn(&mut S) + Sync) {
+    let mut turns = vec![(); pool.threads()];
+    pool.for_each(states, &mut turns, 1, |state, _, _| work(state));
+}
