@@ -7,6 +7,8 @@
 //! With fine activations (q8, q6) `dot` is 254 times the coarse plane's dot product plus the fine plane's,
 //! and the scale is divided by 254: at most 32 * 128 * (127 * 254 + 127) < 2^27.1, exact in i32.
 
+use std::ops::Range;
+
 use gristmill_formats::codec::{BLOCK_COLS, Grid, PANEL_ROWS, block_count};
 
 use crate::act::{ActBuffer, ActView, FINE_STEPS, GROUP};
@@ -265,21 +267,23 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
     }
 }
 
-/// Unpacks one panel to int8 in the form of `dot4`, and its block scales to f32.
+/// Unpacks some blocks of one panel to int8 in the form of `dot4`, and their scales to f32.
 ///
 /// # Safety
-/// The panel is valid, `weights` has room for `blocks * 512` bytes and `scales` for `blocks * 16`.
+/// The panel is valid and has the blocks, `weights` has room for 512 bytes and `scales` for 16 values for
+/// each.
 #[inline(always)]
 pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
     codec: C,
     panel: *const u8,
     cols: usize,
+    blocks: Range<usize>,
     weights: *mut u8,
     scales: *mut f32,
 ) {
     let header = header_bytes(cols);
-    for b in 0..block_count(cols) {
-        // SAFETY: block b is within the panel and the outputs.
+    for (i, b) in blocks.enumerate() {
+        // SAFETY: block b is within the panel, block i within the outputs.
         unsafe {
             let scale_bytes = panel.add(ROW_SCALES_BYTES + b * PANEL_ROWS);
             let codes = panel.add(header + b * C::BLOCK_BYTES);
@@ -288,24 +292,24 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
                 S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
             }
             for v in 0..4 {
-                let out = weights.add(b * UNPACKED_BLOCK_BYTES + 128 * v);
-                for (i, mut w) in codec.weights(codes, v).into_iter().enumerate() {
+                let out = weights.add(i * UNPACKED_BLOCK_BYTES + 128 * v);
+                for (half, mut w) in codec.weights(codes, v).into_iter().enumerate() {
                     if C::SHIFTS {
                         w = S::add_bytes_where_top_bit(w, scale_bytes, codec.shift());
                     }
-                    S::store_bytes(out.add(64 * i), w);
+                    S::store_bytes(out.add(64 * half), w);
                 }
             }
-            S::store(scales.add(b * PANEL_ROWS), C::scale(scale_bytes));
+            S::store(scales.add(i * PANEL_ROWS), C::scale(scale_bytes));
         }
     }
 }
 
 /// Most panels that are unpacked and multiplied together.
 pub(crate) const MAX_TILE_PANELS: usize = 3;
-/// Blocks of columns after which a product goes on to the next group of tokens: the unpacked weights of
-/// that many blocks stay in the first-level cache while all groups pass over them.
-const TILE_BLOCKS: usize = 16;
+/// Most blocks of columns that are unpacked at a time: with as many panels they stay in the first-level
+/// cache while all groups of tokens pass over them.
+pub(crate) const TILE_BLOCKS: usize = 16;
 
 /// Panels side by side in a tile of a product with `P` planes: two planes need two accumulators for
 /// each output.
@@ -313,22 +317,27 @@ pub(crate) const fn tile_panels<S: Simd, const P: usize>() -> usize {
     if P == 1 || S::TILE_PANELS == 1 { S::TILE_PANELS } else { 2 }
 }
 
-/// Unpacked panels, `count` of them.
+/// Some blocks of `count` panels, unpacked.
 #[derive(Clone, Copy)]
 pub(crate) struct Unpacked {
-    /// `[panel][block][512]`.
+    /// `[panel][TILE_BLOCKS][512]`.
     pub(crate) weights: *const u8,
-    /// `[panel][block][16]`.
+    /// `[panel][TILE_BLOCKS][16]`.
     pub(crate) scales: *const f32,
     /// Of the first panel: 16 bf16.
     pub(crate) row_scales: *const u8,
     /// Bytes from a panel's row scales to the next panel's.
     pub(crate) stride: usize,
-    pub(crate) blocks: usize,
     pub(crate) count: usize,
+    /// The first of the blocks, and how many.
+    pub(crate) first: usize,
+    pub(crate) blocks: usize,
+    /// Whether they are the panels' last.
+    pub(crate) last: bool,
 }
 
-/// Several tokens, `P` planes: `out[(tokens p + t) 16 + r]` for panel p, token t, row r.
+/// Several tokens, `P` planes: `out[(tokens p + t) 16 + r]` for panel p, token t, row r. Until the last
+/// blocks have been multiplied, the sums so far are kept there.
 ///
 /// # Safety
 /// The panels, at most [`tile_panels`], the groups' activations and `16 * tokens` outputs for each panel
@@ -340,32 +349,16 @@ pub(crate) unsafe fn gemm<S: Simd, const P: usize>(
     tokens: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the contract above.
-    unsafe {
-        match panels.count {
-            1 => gemm_panels::<S, P, 1>(panels, groups, tokens, out),
-            2 => gemm_panels::<S, P, 2>(panels, groups, tokens, out),
-            _ => gemm_panels::<S, P, MAX_TILE_PANELS>(panels, groups, tokens, out),
+    for (g, group) in groups.iter().enumerate() {
+        let (act, place) = (group.view(), Place { token: g * GROUP, tokens, out });
+        // SAFETY: the contract above.
+        unsafe {
+            match panels.count {
+                1 => gemm_tile::<S, P, 1>(panels, act, place),
+                2 => gemm_tile::<S, P, 2>(panels, act, place),
+                _ => gemm_tile::<S, P, MAX_TILE_PANELS>(panels, act, place),
+            }
         }
-    }
-}
-
-#[inline(always)]
-unsafe fn gemm_panels<S: Simd, const P: usize, const N: usize>(
-    panels: Unpacked,
-    groups: &[ActBuffer],
-    tokens: usize,
-    out: *mut f32,
-) {
-    let mut first = 0;
-    while first < panels.blocks {
-        let blocks = first..panels.blocks.min(first + TILE_BLOCKS);
-        for (g, group) in groups.iter().enumerate() {
-            let place = Place { token: g * GROUP, tokens, out };
-            // SAFETY: the caller's contract.
-            unsafe { gemm_tile::<S, P, N>(panels, blocks.clone(), group.view(), place) }
-        }
-        first = blocks.end;
     }
 }
 
@@ -386,12 +379,10 @@ impl Place {
     }
 }
 
-/// `N` panels and a group of tokens over some blocks. Between runs of blocks the sums are kept in the
-/// output.
+/// `N` panels and a group of tokens.
 #[inline(always)]
 unsafe fn gemm_tile<S: Simd, const P: usize, const N: usize>(
     panels: Unpacked,
-    blocks: std::ops::Range<usize>,
     act: ActView,
     place: Place,
 ) {
@@ -399,20 +390,21 @@ unsafe fn gemm_tile<S: Simd, const P: usize, const N: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); N]; GROUP];
         let valid = GROUP.min(place.tokens - place.token);
-        if blocks.start > 0 {
+        if panels.first > 0 {
             for (t, sums) in sums.iter_mut().enumerate().take(valid) {
                 for (n, sum) in sums.iter_mut().enumerate() {
                     *sum = S::load(place.at(n, t));
                 }
             }
         }
-        for b in blocks.clone() {
+        for i in 0..panels.blocks {
+            let b = panels.first + i;
             let mut dots: [[[S::I; P]; N]; GROUP] = std::array::from_fn(|t| {
                 [std::array::from_fn(|p| S::splat_i(*act.starts[p].add(b * GROUP + t))); N]
             });
             for v in 0..8 {
                 let w: [S::B; N] = std::array::from_fn(|n| {
-                    S::load_bytes(panels.weights.add(((n * panels.blocks + b) * 8 + v) * 64))
+                    S::load_bytes(panels.weights.add(((n * TILE_BLOCKS + i) * 8 + v) * 64))
                 });
                 for t in 0..GROUP {
                     for p in 0..P {
@@ -424,7 +416,7 @@ unsafe fn gemm_tile<S: Simd, const P: usize, const N: usize>(
                 }
             }
             for n in 0..N {
-                let block_scale = S::load(panels.scales.add((n * panels.blocks + b) * PANEL_ROWS));
+                let block_scale = S::load(panels.scales.add((n * TILE_BLOCKS + i) * PANEL_ROWS));
                 for t in 0..GROUP {
                     let act_scale = *act.scales.add(b * GROUP + t) * const { plane_factor::<P>() };
                     let scale = S::mul(block_scale, S::splat(act_scale));
@@ -432,11 +424,10 @@ unsafe fn gemm_tile<S: Simd, const P: usize, const N: usize>(
                 }
             }
         }
-        let last = blocks.end == panels.blocks;
         for n in 0..N {
             let row_scales = S::load_bf16(panels.row_scales.add(n * panels.stride).cast());
             for (t, sums) in sums.iter().enumerate().take(valid) {
-                let sum = if last { S::mul(sums[n], row_scales) } else { sums[n] };
+                let sum = if panels.last { S::mul(sums[n], row_scales) } else { sums[n] };
                 S::store(place.at(n, t), sum);
             }
         }

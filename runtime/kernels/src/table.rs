@@ -7,7 +7,7 @@ use gristmill_formats::source::Layout;
 
 use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
 use crate::attention::{KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule, Span};
-use crate::block::{MAX_TILE_PANELS, Panels, UNPACKED_BLOCK_BYTES, Unpacked};
+use crate::block::{MAX_TILE_PANELS, Panels, TILE_BLOCKS, UNPACKED_BLOCK_BYTES, Unpacked};
 use crate::dense::DensePanels;
 use crate::isa::Isa;
 use crate::{arch, attention, block, dense, peak, vecmath};
@@ -27,12 +27,27 @@ pub struct MatrixView<'a> {
     pub cols: usize,
 }
 
+/// A cache line: vectors that lie across two take two loads.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Line {
+    /// Zeroed lines for so many bytes.
+    fn vec(bytes: usize) -> Vec<Self> {
+        vec![Self([0; 64]); bytes.div_ceil(64)]
+    }
+}
+
 /// Memory that products of several tokens need; one per thread.
 #[derive(Debug, Clone)]
 pub struct Scratch {
-    weights: Vec<u8>,
-    scales: Vec<f32>,
-    panel: Vec<f32>,
+    /// Bytes.
+    weights: Vec<Line>,
+    /// f32.
+    scales: Vec<Line>,
+    /// f32.
+    panel: Vec<Line>,
     shifted: Vec<i32>,
 }
 
@@ -41,24 +56,24 @@ impl Scratch {
     pub fn new(max_cols: usize) -> Self {
         let blocks = block_count(max_cols);
         Self {
-            weights: vec![0; MAX_TILE_PANELS * blocks * UNPACKED_BLOCK_BYTES],
-            scales: vec![0.0; MAX_TILE_PANELS * blocks * PANEL_ROWS],
-            panel: vec![0.0; max_cols * PANEL_ROWS],
+            weights: Line::vec(MAX_TILE_PANELS * TILE_BLOCKS * UNPACKED_BLOCK_BYTES),
+            scales: Line::vec(MAX_TILE_PANELS * TILE_BLOCKS * PANEL_ROWS * 4),
+            panel: Line::vec(max_cols * PANEL_ROWS * 4),
             shifted: vec![0; 2 * blocks],
         }
     }
 
     /// Bytes allocated.
     pub fn bytes(&self) -> u64 {
-        let words = self.scales.len() + self.panel.len() + self.shifted.len();
-        (self.weights.len() + 4 * words) as u64
+        let lines = self.weights.len() + self.scales.len() + self.panel.len();
+        (64 * lines + 4 * self.shifted.len()) as u64
     }
 }
 
 type Gemv = unsafe fn(Panels, ActView, *mut f32);
-type Unpack = unsafe fn(*const u8, usize, *mut u8, *mut f32);
+type Unpack = unsafe fn(*const u8, usize, Range<usize>, *mut u8, *mut f32);
 type GemvTable = unsafe fn(&Grid, Panels, ActView, *mut f32);
-type UnpackTable = unsafe fn(&Grid, *const u8, usize, *mut u8, *mut f32);
+type UnpackTable = unsafe fn(&Grid, *const u8, usize, Range<usize>, *mut u8, *mut f32);
 type BlockGemm = unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32);
 type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
 type DenseGemm = unsafe fn(*const u8, usize, &[ActBuffer], usize, *mut f32);
@@ -127,20 +142,30 @@ macro_rules! kernels_for {
                 unsafe { block::gemv::<S, _, P>(block::table::<S, BITS>(grid), panels, act, out) }
             }
             $(#[$feature])?
-            unsafe fn unpack_q8(panel: *const u8, cols: usize, w: *mut u8, scales: *mut f32) {
+            unsafe fn unpack_q8(
+                panel: *const u8,
+                cols: usize,
+                blocks: Range<usize>,
+                w: *mut u8,
+                scales: *mut f32,
+            ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::unpack::<S, _>(block::Q8, panel, cols, w, scales) }
+                unsafe { block::unpack::<S, _>(block::Q8, panel, cols, blocks, w, scales) }
             }
             $(#[$feature])?
             unsafe fn unpack_table<const BITS: usize>(
                 grid: &Grid,
                 panel: *const u8,
                 cols: usize,
+                blocks: Range<usize>,
                 w: *mut u8,
                 scales: *mut f32,
             ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::unpack::<S, _>(block::table::<S, BITS>(grid), panel, cols, w, scales) }
+                unsafe {
+                    let codec = block::table::<S, BITS>(grid);
+                    block::unpack::<S, _>(codec, panel, cols, blocks, w, scales);
+                }
             }
             $(#[$feature])?
             unsafe fn gemm_coarse(panel: Unpacked, groups: &[ActBuffer], m: usize, out: *mut f32) {
@@ -474,10 +499,7 @@ impl Kernels {
             codec.id()
         );
         let blocks = block_count(cols);
-        assert!(
-            scratch.scales.len() >= MAX_TILE_PANELS * blocks * PANEL_ROWS,
-            "scratch for {cols} columns"
-        );
+        assert!(scratch.shifted.len() >= 2 * blocks, "scratch for {cols} columns");
         // SAFETY: as above; the scratch has room for one unpacked panel of `cols` columns.
         unsafe {
             if single {
@@ -492,24 +514,36 @@ impl Kernels {
                 };
             }
             let (gemm, tile) = if fine { self.gemm_fine } else { self.gemm_coarse };
+            let weights = scratch.weights.as_mut_ptr().cast::<u8>();
+            let scales = scratch.scales.as_mut_ptr().cast::<f32>();
             for p in (0..count).step_by(tile) {
-                let count = tile.min(count - p);
-                let (w, s) = (scratch.weights.as_mut_ptr(), scratch.scales.as_mut_ptr());
-                let row_scales = first.add(p * stride);
-                for n in 0..count {
-                    let panel = row_scales.add(n * stride);
-                    let w = w.add(n * blocks * UNPACKED_BLOCK_BYTES);
-                    let s = s.add(n * blocks * PANEL_ROWS);
-                    match codec {
-                        Codec::Table(grid) => {
-                            (self.unpack_table[table_index(grid)])(grid, panel, cols, w, s);
+                let (count, row_scales) = (tile.min(count - p), first.add(p * stride));
+                for first in (0..blocks).step_by(TILE_BLOCKS) {
+                    let some = first..blocks.min(first + TILE_BLOCKS);
+                    for n in 0..count {
+                        let panel = row_scales.add(n * stride);
+                        let w = weights.add(n * TILE_BLOCKS * UNPACKED_BLOCK_BYTES);
+                        let s = scales.add(n * TILE_BLOCKS * PANEL_ROWS);
+                        match codec {
+                            Codec::Table(grid) => {
+                                let unpack = self.unpack_table[table_index(grid)];
+                                unpack(grid, panel, cols, some.clone(), w, s);
+                            }
+                            _ => (self.unpack_q8)(panel, cols, some.clone(), w, s),
                         }
-                        _ => (self.unpack_q8)(panel, cols, w, s),
                     }
+                    let unpacked = Unpacked {
+                        weights,
+                        scales,
+                        row_scales,
+                        stride,
+                        count,
+                        first,
+                        blocks: some.len(),
+                        last: some.end == blocks,
+                    };
+                    gemm(unpacked, acts, tokens, out_ptr.add(p * tokens * PANEL_ROWS));
                 }
-                let unpacked =
-                    Unpacked { weights: w, scales: s, row_scales, stride, blocks, count };
-                gemm(unpacked, acts, tokens, out_ptr.add(p * tokens * PANEL_ROWS));
             }
         }
     }
@@ -529,11 +563,11 @@ impl Kernels {
         let row_bytes = cols * if e == 0 { 4 } else { 2 };
         let needed = rows.checked_mul(row_bytes);
         assert!(needed.is_some_and(|needed| bytes.len() >= needed), "bytes of the matrix");
-        assert!(scratch.panel.len() >= cols * PANEL_ROWS, "scratch for {cols} columns");
+        assert!(scratch.panel.len() * 64 >= cols * PANEL_ROWS * 4, "scratch for {cols} columns");
         for (p, out) in panels.zip(out.chunks_exact_mut(tokens * PANEL_ROWS)) {
             let count = (rows - p * PANEL_ROWS).min(PANEL_ROWS);
             let first = bytes[p * PANEL_ROWS * row_bytes..].as_ptr();
-            let panel = scratch.panel.as_mut_ptr();
+            let panel = scratch.panel.as_mut_ptr().cast::<f32>();
             // SAFETY: `count` rows from `first` are within `bytes`; the panel has room for 16.
             unsafe {
                 (self.gather[e])(first, count, cols, panel);
