@@ -146,39 +146,6 @@ unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
     }
 }
 
-/// Per row, the dot products of one block with `P` planes of 32 activations; `starts` are what they start
-/// from, `shifted` the activations' sums times the codec's shift.
-#[inline(always)]
-unsafe fn dot<S: Simd, C: BlockCodec<S>, const P: usize>(
-    codec: C,
-    codes: *const u8,
-    scales: *const u8,
-    a: [*const i8; P],
-    starts: [i32; P],
-    shifted: [i32; P],
-) -> [S::I; P] {
-    // SAFETY: the callers pass one block, its 16 scale bytes and 32 activations per plane.
-    unsafe {
-        let mut even = starts.map(|start| S::splat_i(start));
-        let mut odd = [S::splat_i(0); P];
-        for v in 0..4 {
-            let [low, high] = codec.weights(codes, v);
-            for p in 0..P {
-                even[p] = S::dot4(even[p], low, a[p].add(8 * v));
-                odd[p] = S::dot4(odd[p], high, a[p].add(8 * v + 4));
-            }
-        }
-        std::array::from_fn(|p| {
-            let dot = S::add_i(even[p], odd[p]);
-            if !C::SHIFTS {
-                return dot;
-            }
-            // Adding the shift to all 32 weights of a row adds shift * sum to its dot product.
-            S::add_where_top_bit(dot, scales, S::splat_i(shifted[p]))
-        })
-    }
-}
-
 /// One dot product from those of `P` planes.
 #[inline(always)]
 unsafe fn combine<S: Simd, const P: usize>(dots: [S::I; P]) -> S::F {
@@ -205,7 +172,7 @@ pub(crate) struct Panels {
     /// Bytes from one panel to the next.
     pub(crate) stride: usize,
     pub(crate) cols: usize,
-    /// Room for two integers per block: activations' sums times the codec's shift.
+    /// Room for an integer per block, token and plane: activations' sums times the codec's shift.
     pub(crate) shifted: *mut i32,
 }
 
@@ -213,56 +180,109 @@ fn header_bytes(cols: usize) -> usize {
     (ROW_SCALES_BYTES + block_count(cols) * PANEL_ROWS).next_multiple_of(64)
 }
 
-/// One token, `P` planes: `out[16 p + r]` for row r of panel p.
+/// Most tokens that [`gemv`] takes.
+pub(crate) const MAX_GEMV_TOKENS: usize = 2 * GROUP;
+
+/// The activations of up to [`MAX_GEMV_TOKENS`] tokens: one buffer of width 1, or one or two groups.
+#[derive(Clone, Copy)]
+pub(crate) struct FewTokens {
+    pub(crate) acts: [ActView; MAX_GEMV_TOKENS / GROUP],
+    /// Those that are stored.
+    pub(crate) count: usize,
+}
+
+/// A few tokens, `P` planes: `out[(tokens p + t) 16 + r]` for panel p, token t, row r. Weights stay in
+/// registers from their look-up to their product, so that four tokens take little longer than one where
+/// memory decides. `T` is the number of tokens computed: 1 (of width 1), or whole groups.
 ///
 /// # Safety
-/// The panels and their scratch, the activations of one token (width 1) and `16 * count` outputs are valid.
+/// The panels and their scratch, the activations and `16 * count` outputs for each panel are valid.
 #[inline(always)]
-pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize>(
+pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize>(
     codec: C,
     panels: Panels,
-    act: ActView,
+    tokens: FewTokens,
     out: *mut f32,
 ) {
+    let width = const { if T == 1 { 1 } else { GROUP } };
+    let act = |t: usize| tokens.acts[t / width];
     let blocks = block_count(panels.cols);
     let header = header_bytes(panels.cols);
-    if C::SHIFTS {
-        let shift = i32::from(codec.shift());
-        for b in 0..blocks {
+    let shift = i32::from(codec.shift());
+    for b in 0..if C::SHIFTS { blocks } else { 0 } {
+        for t in 0..T {
             for p in 0..P {
                 // SAFETY: the contract above.
-                unsafe { *panels.shifted.add(P * b + p) = shift * *act.sums[p].add(b) };
+                unsafe {
+                    let sum = *act(t).sums[p].add(b * width + t % width);
+                    *panels.shifted.add((b * T + t) * P + p) = shift * sum;
+                }
             }
         }
     }
-    for p in 0..panels.count {
-        // SAFETY: panel p has its header and `blocks` blocks; prefetches may go anywhere.
+    for panel_index in 0..panels.count {
+        // SAFETY: the panel has its header and `blocks` blocks; prefetches may go anywhere.
         unsafe {
-            let panel = panels.first.add(p * panels.stride);
+            let panel = panels.first.add(panel_index * panels.stride);
             let mut codes = panel.add(header);
             let mut scales = panel.add(ROW_SCALES_BYTES);
             // The next panel's header is not among the lines that the loop below runs ahead of.
-            for line in 0..header.div_ceil(64) {
+            for line in 0..header / 64 {
                 S::prefetch_far(panel.wrapping_add(PREFETCH_FAR + 64 * line));
             }
-            let mut sum = S::splat(0.0);
+            let mut sums = [S::splat(0.0); T];
             for b in 0..blocks {
                 for line in 0..C::BLOCK_BYTES / 64 {
                     S::prefetch_near(codes.wrapping_add(PREFETCH_NEAR + 64 * line));
                     S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
                 }
-                let a: [*const i8; P] = std::array::from_fn(|p| act.codes[p].add(b * BLOCK_COLS));
-                let starts = std::array::from_fn(|p| *act.starts[p].add(b));
-                let shifted = std::array::from_fn(|p| *panels.shifted.add(P * b + p));
-                let dots = dot::<S, C, P>(codec, codes, scales, a, starts, shifted);
-                let act_scale = *act.scales.add(b) * const { plane_factor::<P>() };
-                let scale = S::mul(C::scale(scales), S::splat(act_scale));
-                sum = S::fma(combine::<S, P>(dots), scale, sum);
+                // One token has two chains, so that they hide each other's latency.
+                let mut even: [[S::I; P]; T] = std::array::from_fn(|t| {
+                    let at = b * width + t % width;
+                    std::array::from_fn(|p| S::splat_i(*act(t).starts[p].add(at)))
+                });
+                let mut odd = [[S::splat_i(0); P]; T];
+                for v in 0..4 {
+                    let [low, high] = codec.weights(codes, v);
+                    for t in 0..T {
+                        for p in 0..P {
+                            let four = |i: usize| {
+                                let column = b * BLOCK_COLS + 8 * v + 4 * i;
+                                act(t).codes[p].add(column * width + 4 * (t % width))
+                            };
+                            even[t][p] = S::dot4(even[t][p], low, four(0));
+                            let second = if T == 1 { &mut odd } else { &mut even };
+                            second[t][p] = S::dot4(second[t][p], high, four(1));
+                        }
+                    }
+                }
+                let block_scale = C::scale(scales);
+                for t in 0..T {
+                    let dots = std::array::from_fn(|p| {
+                        let mut dot = even[t][p];
+                        if T == 1 {
+                            dot = S::add_i(dot, odd[t][p]);
+                        }
+                        if C::SHIFTS {
+                            // Adding the shift to all 32 weights of a row adds shift * sum.
+                            let shifted = *panels.shifted.add((b * T + t) * P + p);
+                            dot = S::add_where_top_bit(dot, scales, S::splat_i(shifted));
+                        }
+                        dot
+                    });
+                    let act_scale = *act(t).scales.add(b * width + t % width);
+                    let act_scale = act_scale * const { plane_factor::<P>() };
+                    let scale = S::mul(block_scale, S::splat(act_scale));
+                    sums[t] = S::fma(combine::<S, P>(dots), scale, sums[t]);
+                }
                 codes = codes.add(C::BLOCK_BYTES);
                 scales = scales.add(PANEL_ROWS);
             }
             let row_scales = S::load_bf16(panel.cast());
-            S::store(out.add(p * PANEL_ROWS), S::mul(sum, row_scales));
+            for (t, &sum) in sums.iter().enumerate().take(tokens.count) {
+                let out = out.add((panel_index * tokens.count + t) * PANEL_ROWS);
+                S::store(out, S::mul(sum, row_scales));
+            }
         }
     }
 }

@@ -7,7 +7,10 @@ use gristmill_formats::source::Layout;
 
 use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
 use crate::attention::{KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule, Span};
-use crate::block::{MAX_TILE_PANELS, Panels, TILE_BLOCKS, UNPACKED_BLOCK_BYTES, Unpacked};
+use crate::block::{
+    FewTokens, MAX_GEMV_TOKENS, MAX_TILE_PANELS, Panels, TILE_BLOCKS, UNPACKED_BLOCK_BYTES,
+    Unpacked,
+};
 use crate::dense::DensePanels;
 use crate::isa::Isa;
 use crate::{arch, attention, block, dense, peak, vecmath};
@@ -59,7 +62,7 @@ impl Scratch {
             weights: Line::vec(MAX_TILE_PANELS * TILE_BLOCKS * UNPACKED_BLOCK_BYTES),
             scales: Line::vec(MAX_TILE_PANELS * TILE_BLOCKS * PANEL_ROWS * 4),
             panel: Line::vec(max_cols * PANEL_ROWS * 4),
-            shifted: vec![0; 2 * blocks],
+            shifted: vec![0; 2 * MAX_GEMV_TOKENS * blocks],
         }
     }
 
@@ -70,9 +73,9 @@ impl Scratch {
     }
 }
 
-type Gemv = unsafe fn(Panels, ActView, *mut f32);
+type Gemv = unsafe fn(Panels, FewTokens, *mut f32);
 type Unpack = unsafe fn(*const u8, usize, Range<usize>, *mut u8, *mut f32);
-type GemvTable = unsafe fn(&Grid, Panels, ActView, *mut f32);
+type GemvTable = unsafe fn(&Grid, Panels, FewTokens, *mut f32);
 type UnpackTable = unsafe fn(&Grid, *const u8, usize, Range<usize>, *mut u8, *mut f32);
 type BlockGemm = unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32);
 type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
@@ -86,10 +89,12 @@ type Peak = unsafe fn(usize) -> u64;
 /// The kernels of one instruction-set class. A reference to one is proof that the CPU has the class.
 pub struct Kernels {
     isa: Isa,
-    gemv_q8: Gemv,
+    /// For 1, 4 and 8 tokens.
+    gemv_q8: [Gemv; 3],
     unpack_q8: Unpack,
-    /// By bits: 2 to 6.
-    gemv_table: [GemvTable; 5],
+    /// For 1, 4 and 8 tokens, by bits: 2 to 6.
+    gemv_table: [[GemvTable; 5]; 3],
+    /// By bits.
     unpack_table: [UnpackTable; 5],
     /// With one and with two planes of activations, and how many panels they take at once.
     gemm_coarse: (BlockGemm, usize),
@@ -127,19 +132,31 @@ macro_rules! kernels_for {
             type S = $simd;
 
             $(#[$feature])?
-            unsafe fn gemv_q8(panels: Panels, act: ActView, out: *mut f32) {
+            unsafe fn gemv_q8<const T: usize>(panels: Panels, tokens: FewTokens, out: *mut f32) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::gemv::<S, _, 2>(block::Q8, panels, act, out) }
+                unsafe { block::gemv::<S, _, 2, T>(block::Q8, panels, tokens, out) }
             }
             $(#[$feature])?
-            unsafe fn gemv_table<const BITS: usize, const P: usize>(
+            unsafe fn gemv_table<const BITS: usize, const P: usize, const T: usize>(
                 grid: &Grid,
                 panels: Panels,
-                act: ActView,
+                tokens: FewTokens,
                 out: *mut f32,
             ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { block::gemv::<S, _, P>(block::table::<S, BITS>(grid), panels, act, out) }
+                unsafe {
+                    let codec = block::table::<S, BITS>(grid);
+                    block::gemv::<S, _, P, T>(codec, panels, tokens, out);
+                }
+            }
+            const fn gemv_tables<const T: usize>() -> [GemvTable; 5] {
+                [
+                    gemv_table::<2, 1, T>,
+                    gemv_table::<3, 1, T>,
+                    gemv_table::<4, 1, T>,
+                    gemv_table::<5, 1, T>,
+                    gemv_table::<6, 2, T>,
+                ]
             }
             $(#[$feature])?
             unsafe fn unpack_q8(
@@ -286,15 +303,9 @@ macro_rules! kernels_for {
 
             pub(super) static KERNELS: Kernels = Kernels {
                 isa: $isa,
-                gemv_q8,
+                gemv_q8: [gemv_q8::<1>, gemv_q8::<4>, gemv_q8::<8>],
                 unpack_q8,
-                gemv_table: [
-                    gemv_table::<2, 1>,
-                    gemv_table::<3, 1>,
-                    gemv_table::<4, 1>,
-                    gemv_table::<5, 1>,
-                    gemv_table::<6, 2>,
-                ],
+                gemv_table: [gemv_tables::<1>(), gemv_tables::<4>(), gemv_tables::<8>()],
                 unpack_table: [
                     unpack_table::<2>,
                     unpack_table::<3>,
@@ -406,7 +417,8 @@ impl Kernels {
 
     /// The name of the kernel that multiplies matrices of a codec, for one token or for several.
     pub fn matmul_name(&self, codec: CodecId, tokens: usize) -> String {
-        let shape = if tokens == 1 { "gemv" } else { "gemm" };
+        let few = if codec.is_dense() { 1 } else { MAX_GEMV_TOKENS };
+        let shape = if tokens <= few { "gemv" } else { "gemm" };
         format!("{}-{shape}-{codec}", self.isa.name())
     }
 
@@ -499,18 +511,23 @@ impl Kernels {
             codec.id()
         );
         let blocks = block_count(cols);
-        assert!(scratch.shifted.len() >= 2 * blocks, "scratch for {cols} columns");
+        assert!(
+            scratch.shifted.len() >= 2 * MAX_GEMV_TOKENS * blocks,
+            "scratch for {cols} columns"
+        );
         // SAFETY: as above; the scratch has room for one unpacked panel of `cols` columns.
         unsafe {
-            if single {
+            if tokens <= MAX_GEMV_TOKENS {
                 let shifted = scratch.shifted.as_mut_ptr();
                 let run = Panels { first, count, stride, cols, shifted };
-                let act = acts[0].view();
+                let views = [acts[0].view(), acts[acts.len() - 1].view()];
+                let few = FewTokens { acts: views, count: tokens };
+                let size = if single { 0 } else { acts.len() };
                 return match codec {
                     Codec::Table(grid) => {
-                        (self.gemv_table[table_index(grid)])(grid, run, act, out_ptr)
+                        (self.gemv_table[size][table_index(grid)])(grid, run, few, out_ptr)
                     }
-                    _ => (self.gemv_q8)(run, act, out_ptr),
+                    _ => (self.gemv_q8[size])(run, few, out_ptr),
                 };
             }
             let (gemm, tile) = if fine { self.gemm_fine } else { self.gemm_coarse };

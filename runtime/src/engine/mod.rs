@@ -6,7 +6,7 @@ mod head;
 
 use std::sync::Arc;
 
-use gristmill_kernels::{GROUP, Isa, Kernels, KvType};
+use gristmill_kernels::{Isa, Kernels, KvType};
 
 use crate::error::{Result, RuntimeError};
 use crate::model::Model;
@@ -164,7 +164,7 @@ impl Engine {
     pub fn kernel_uses(&self) -> Vec<KernelUse> {
         let name = |codec, tokens| self.kernels.matmul_name(codec, tokens);
         let uses = self.model.codecs().into_iter();
-        uses.map(|codec| KernelUse { codec, decode: name(codec, 1), prefill: name(codec, GROUP) })
+        uses.map(|codec| KernelUse { codec, decode: name(codec, 1), prefill: name(codec, self.chunk) })
             .collect()
     }
 

@@ -32,7 +32,11 @@ fn products_are_named_after_class_shape_and_codec() {
         for codec in CodecId::ALL {
             let name = |tokens| kernels.matmul_name(codec, tokens);
             assert_eq!(name(1), format!("{}-gemv-{codec}", isa.name()));
-            for tokens in [2, 4, 5, 512] {
+            let few = if codec.is_dense() { "gemm" } else { "gemv" };
+            for tokens in [2, 4, 5, 8] {
+                assert_eq!(name(tokens), format!("{}-{few}-{codec}", isa.name()));
+            }
+            for tokens in [9, 512] {
                 assert_eq!(name(tokens), format!("{}-gemm-{codec}", isa.name()));
             }
         }
