@@ -15,8 +15,8 @@ pub const GROUP: usize = 4;
 /// which would make codes of 127 even of its zeros.
 const TINY: f32 = 1e-30;
 
-/// The activations of one token (width 1) or of a group of four (width [`GROUP`]), interleaved so that
-/// a kernel reads one stream: four columns of token 0, of token 1, …
+/// The activations of one token (width 1) or of a group of four (width [`GROUP`]), so that a kernel reads
+/// one stream: the codes of a block of token 0, of token 1, …
 #[derive(Debug, Clone)]
 pub struct ActBuffer {
     width: usize,
@@ -110,8 +110,8 @@ impl ActBuffer {
     }
 
     fn codes_of(&self, plane: &[i8], token: usize, block: usize) -> Vec<i8> {
-        let columns = block * BLOCK_COLS..(block + 1) * BLOCK_COLS;
-        columns.map(|col| plane[(col / 4) * 4 * self.width + token * 4 + col % 4]).collect()
+        let first = (block * self.width + token) * BLOCK_COLS;
+        plane[first..first + BLOCK_COLS].to_vec()
     }
 
     pub(crate) fn view(&self) -> ActView {
@@ -210,22 +210,18 @@ unsafe fn store_codes<S: Simd>(
     token: usize,
     plane: usize,
 ) {
-    let mut row = [0i8; BLOCK_COLS];
     // SAFETY: the caller's contract.
     unsafe {
-        S::store_i8(row.as_mut_ptr(), codes[0]);
-        S::store_i8(row.as_mut_ptr().add(16), codes[1]);
+        let first = to.codes[plane].add((block * to.width + token) * BLOCK_COLS);
+        S::store_i8(first, codes[0]);
+        S::store_i8(first.add(16), codes[1]);
         let sum = S::reduce_add_i(S::add_i(codes[0], codes[1]));
         *to.sums[plane].add(block * to.width + token) = sum;
         *to.starts[plane].add(block * to.width + token) = start::<S>(sum);
-        let first = to.codes[plane].add(block * BLOCK_COLS * to.width + token * 4);
-        for (i, four) in row.as_chunks::<4>().0.iter().enumerate() {
-            first.cast::<[i8; 4]>().add(i * to.width).write_unaligned(*four);
-        }
     }
 }
 
-/// Copies one token's activations for the dense kernels.
+/// Copies one token's activations for the dense kernels: the same column of all tokens side by side.
 ///
 /// # Safety
 /// `x` is valid for `cols` values; `to` has room for them and token `token`.

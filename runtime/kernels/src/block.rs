@@ -247,8 +247,8 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
                     for t in 0..T {
                         for p in 0..P {
                             let four = |i: usize| {
-                                let column = b * BLOCK_COLS + 8 * v + 4 * i;
-                                act(t).codes[p].add(column * width + 4 * (t % width))
+                                let block = b * width + t % width;
+                                act(t).codes[p].add(block * BLOCK_COLS + 8 * v + 4 * i)
                             };
                             even[t][p] = S::dot4(even[t][p], low, four(0));
                             let second = if T == 1 { &mut odd } else { &mut even };
@@ -428,7 +428,7 @@ unsafe fn gemm_tile<S: Simd, const P: usize, const N: usize>(
                 });
                 for t in 0..GROUP {
                     for p in 0..P {
-                        let a = act.codes[p].add((b * 8 + v) * 4 * GROUP + 4 * t);
+                        let a = act.codes[p].add((b * GROUP + t) * BLOCK_COLS + 4 * v);
                         for n in 0..N {
                             dots[t][n][p] = S::dot4(dots[t][n][p], w[n], a);
                         }

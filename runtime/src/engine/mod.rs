@@ -164,8 +164,12 @@ impl Engine {
     pub fn kernel_uses(&self) -> Vec<KernelUse> {
         let name = |codec, tokens| self.kernels.matmul_name(codec, tokens);
         let uses = self.model.codecs().into_iter();
-        uses.map(|codec| KernelUse { codec, decode: name(codec, 1), prefill: name(codec, self.chunk) })
-            .collect()
+        uses.map(|codec| KernelUse {
+            codec,
+            decode: name(codec, 1),
+            prefill: name(codec, self.chunk),
+        })
+        .collect()
     }
 
     /// Threads in use.
