@@ -15,7 +15,20 @@ pub struct SharedBytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
     /// The mapping, when the owner is one.
-    map: Option<Arc<memmap2::Mmap>>,
+    map: Option<Arc<MappedFile>>,
+}
+
+/// A mapped file, kept open for advice on its pages.
+struct MappedFile {
+    map: memmap2::Mmap,
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "advice is Linux's"))]
+    file: File,
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
 }
 
 impl SharedBytes {
@@ -44,7 +57,7 @@ impl SharedBytes {
         // or rewrites the file in place breaks the contract stated above; every writer of this
         // project writes a new file and renames it.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FormatError::io(path))?;
-        let map = Arc::new(map);
+        let map = Arc::new(MappedFile { map, file });
         Ok(Self { map: Some(Arc::clone(&map)), ..Self::from_owner(map) })
     }
 
@@ -59,20 +72,26 @@ impl SharedBytes {
         #[cfg(unix)]
         if let Some(map) = &self.map {
             // Advice: that it is not taken changes no result.
-            let _ = map.advise_range(memmap2::Advice::WillNeed, self.range.start, self.range.len());
+            let _ =
+                map.map.advise_range(memmap2::Advice::WillNeed, self.range.start, self.range.len());
         }
     }
 
-    /// Tells the system that mapped bytes will not be read for long: it may take their pages first.
+    /// Tells the system that mapped bytes will not be read for long, so that it drops their pages first.
+    /// Nothing happens when they are not mapped, or where the system takes no such advice.
     pub fn done_with(&self) {
-        #[cfg(unix)]
-        if let Some(map) = &self.map {
+        #[cfg(target_os = "linux")]
+        if let Some(MappedFile { map, file }) = self.map.as_deref() {
             let (start, len) = (self.range.start, self.range.len());
             // SAFETY: the mapping is read-only and of a file, so bytes that are read again come from
             // there unchanged.
             let _ = unsafe {
                 map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
             };
+            // Pages that nobody has mapped leave the file cache at once: left to itself, the system
+            // would rather drop what was fetched ahead and not yet read.
+            let len = std::num::NonZeroU64::new(len as u64);
+            let _ = rustix::fs::fadvise(file, start as u64, len, rustix::fs::Advice::DontNeed);
         }
     }
 

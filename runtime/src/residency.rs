@@ -21,9 +21,9 @@ const COPY_SHARE: u64 = 4;
 /// Part of the available memory, in percent, that weights may take before they are streamed.
 const FIT_PERCENT: u64 = 90;
 /// Part of the available memory, in percent, that the copied beginning of a streamed model takes.
-const PINNED_PERCENT: u64 = 60;
+const PINNED_PERCENT: u64 = 80;
 /// Bytes of a streamed model that are asked for ahead of their use.
-const AHEAD_BYTES: u64 = 64 << 20;
+const AHEAD_BYTES: u64 = 32 << 20;
 /// Matrices of a copy start at multiples of this.
 const ALIGN: usize = 64;
 
@@ -303,9 +303,9 @@ mod tests {
     #[test]
     fn a_part_is_asked_for_when_enough_lies_before_it() {
         let bytes = |mib: usize| SharedBytes::from_vec(vec![0; mib << 20]);
-        // The first part is in memory; the others take 40 MiB each.
+        // The first part is in memory; the others take 20 MiB each.
         let parts =
-            vec![vec![], vec![bytes(40)], vec![bytes(40)], vec![bytes(40)], vec![bytes(40)]];
+            vec![vec![], vec![bytes(20)], vec![bytes(20)], vec![bytes(20)], vec![bytes(20)]];
         let stream = Stream::new(parts);
         let asked: Vec<usize> = stream.ask.iter().map(Vec::len).collect();
         // Each is asked for two parts of its kind ahead of itself, around the end if need be.
