@@ -144,7 +144,7 @@ mod tests {
     fn markers_must_stand_once_and_in_order() {
         let error = |text: &str| split(text).unwrap_err().to_string();
         assert!(error("nothing").contains("0 times"));
-        assert!(error(&format!("{BEGIN}")).contains("hwbench:end"));
+        assert!(error(BEGIN).contains("hwbench:end"));
         assert!(error(&format!("{BEGIN}{END}{BEGIN}{END}")).contains("2 times"));
         assert!(error(&format!("{END}{BEGIN}")).contains("before"));
     }

@@ -36,7 +36,7 @@ fn slow_choices(rows: &[HwBenchRow], tolerance: f64) -> Vec<SlowChoice> {
             !other.chosen && (other.case, other.threads) == (row.case, row.threads)
         });
         let best = others.max_by(|a, b| a.rate.total_cmp(&b.rate))?;
-        (best.rate > row.rate * (1.0 + tolerance)).then(|| SlowChoice {
+        (best.rate > row.rate * (1.0 + tolerance)).then_some(SlowChoice {
             case: row.case,
             threads: row.threads,
             chosen_rate: row.rate,
