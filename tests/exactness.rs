@@ -9,7 +9,7 @@ use gristmill_formats::Silent;
 use gristmill_formats::container::PackedFile;
 use gristmill_formats::source::ModelSource;
 use gristmill_quantize::{Metadata, Recipe, quantize};
-use gristmill_runtime::{Engine, EngineConfig, Isa, KvType, Model};
+use gristmill_runtime::{Engine, EngineConfig, Isa, KvType, Model, Residency, RuntimeError};
 
 fn checkpoint() -> HfCheckpoint {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/tiny-shakespeare");
@@ -87,4 +87,39 @@ fn a_checkpoint_and_its_lossless_copy_give_the_same_bits() {
     let isa = Isa::detect();
     let expected = bits(&logits(&load(checkpoint()), 2, 512, isa, KvType::F16));
     assert!(bits(&logits(&packed, 2, 512, isa, KvType::F16)) == expected);
+}
+
+#[test]
+fn weights_give_the_same_bits_wherever_they_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = pack(&Recipe::for_bits(4).expect("a recipe"), directory.path());
+    let open = || Arc::new(PackedFile::open(&path).expect("the file opens"));
+    let run = |model: Model| bits(&logits(&Arc::new(model), 2, 16, Isa::detect(), KvType::F16));
+    let expected = run(Model::load(open()).expect("the model loads"));
+    let weights: u64 =
+        Model::load(open()).expect("it loads").weight_slices().iter().map(|s| s.len() as u64).sum();
+
+    // (policy, available memory, policy in force, whether something is copied, whether streamed)
+    for (policy, available, residency, copies, streams) in [
+        (Residency::Map, None, Residency::Map, false, false),
+        (Residency::Auto, Some(weights * 2), Residency::Map, false, false),
+        (Residency::Huge, Some(weights * 2), Residency::Huge, true, false),
+        (Residency::Stream, Some(weights / 2), Residency::Stream, true, true),
+        (Residency::Auto, Some(weights), Residency::Stream, true, true),
+        (Residency::Stream, Some(0), Residency::Stream, false, true),
+    ] {
+        let mut model = Model::load(open()).expect("the model loads");
+        model.place_within(policy, available, 2).expect("there is memory");
+        let placement = model.placement();
+        assert_eq!(placement.residency, residency, "{policy:?} within {available:?}");
+        assert_eq!(placement.copied_bytes > 0, copies, "{placement:?}");
+        assert_eq!(placement.streamed_bytes > 0, streams, "{placement:?}");
+        if copies || streams {
+            assert_eq!(placement.copied_bytes + placement.streamed_bytes, weights);
+        }
+        assert!(run(model) == expected, "{policy:?} within {available:?}");
+    }
+    let mut model = Model::load(open()).expect("the model loads");
+    let refused = model.place_within(Residency::Huge, Some(weights), 2);
+    assert!(matches!(refused, Err(RuntimeError::Residency { .. })), "{refused:?}");
 }

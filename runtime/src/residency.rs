@@ -2,9 +2,10 @@
 //! too little memory, partly copied and otherwise streamed.
 //!
 //! A mapped file has pages of 4 KiB, and a sequential read of memory is slower over these than over pages
-//! of 2 MiB. A copy costs a load time and memory that the system cannot drop. A model that does not fit
-//! would push its own beginning out of the file cache before it is read again; so as much of the
-//! beginning as fits is copied, where it stays, and the rest is fetched ahead of its use.
+//! of 2 MiB; with the kernels' prefetches, by a few percent. A copy costs a load time and memory that the
+//! system cannot drop, so it is made only on request. A model that does not fit would push its own
+//! beginning out of the file cache before it is read again; so as much of the beginning as fits is copied,
+//! where it stays, and the rest is fetched ahead of its use and dropped after it.
 
 use std::fmt;
 use std::time::Instant;
@@ -16,8 +17,6 @@ use crate::error::{Result, RuntimeError};
 use crate::memory::available_memory_bytes;
 use crate::model::Model;
 
-/// [`Residency::Auto`] copies a model only if it takes at most this share of the available memory.
-const COPY_SHARE: u64 = 4;
 /// Part of the available memory, in percent, that weights may take before they are streamed.
 const FIT_PERCENT: u64 = 90;
 /// Part of the available memory, in percent, that the copied beginning of a streamed model takes.
@@ -30,7 +29,7 @@ const ALIGN: usize = 64;
 /// A policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Residency {
-    /// Chosen by the size of the model and the available memory.
+    /// [`Self::Map`] if the model fits the available memory, else [`Self::Stream`].
     #[default]
     Auto,
     /// The mapped file: opens at once, shared with other processes, and the system may drop it.
@@ -56,16 +55,12 @@ impl Residency {
     }
 
     /// What [`Self::Auto`] stands for, given the bytes of the weights and of the available memory.
-    fn resolve(self, weights: u64, available: Option<u64>, huge_pages: bool) -> Self {
+    fn resolve(self, weights: u64, available: Option<u64>) -> Self {
         match (self, available) {
-            (Self::Auto, None) => Self::Map,
             (Self::Auto, Some(available)) if weights > percent(available, FIT_PERCENT) => {
                 Self::Stream
             }
-            (Self::Auto, Some(available)) if huge_pages && weights <= available / COPY_SHARE => {
-                Self::Huge
-            }
-            (Self::Auto, Some(_)) => Self::Map,
+            (Self::Auto, _) => Self::Map,
             (chosen, _) => chosen,
         }
     }
@@ -163,9 +158,21 @@ impl Model {
     /// # Errors
     /// [`RuntimeError::Residency`] when memory for a copy is refused or would not fit.
     pub fn place(&mut self, residency: Residency, threads: usize) -> Result<()> {
+        self.place_within(residency, available_memory_bytes(), threads)
+    }
+
+    /// [`Self::place`] as if so many bytes of memory were available; `None` when that is not known.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn place_within(
+        &mut self,
+        residency: Residency,
+        available: Option<u64>,
+        threads: usize,
+    ) -> Result<()> {
         let weights = self.distinct_matrix_bytes();
-        let available = available_memory_bytes();
-        let residency = residency.resolve(weights, available, has_huge_pages());
+        let residency = residency.resolve(weights, available);
         let room = match (residency, available) {
             (Residency::Huge, Some(available)) if weights > percent(available, FIT_PERCENT) => {
                 return Err(RuntimeError::Residency {
@@ -180,7 +187,7 @@ impl Model {
             _ => return Ok(()),
         };
         let start = Instant::now();
-        let copied_bytes = self.copy_first(room, threads)?;
+        let (copied_bytes, sources) = self.copy_first(room, threads)?;
         self.placement = Placement {
             residency,
             copied_bytes,
@@ -188,6 +195,8 @@ impl Model {
             seconds: start.elapsed().as_secs_f64(),
         };
         if residency == Residency::Stream {
+            // What was copied is not read from the file again, and memory is short.
+            sources.iter().for_each(SharedBytes::done_with);
             self.stream = Stream::new(self.mapped_parts());
         }
         Ok(())
@@ -205,8 +214,8 @@ impl Model {
     }
 
     /// Copies matrices in the order in which they are read, as long as they fit `room`; returns how many
-    /// bytes were copied.
-    fn copy_first(&mut self, room: u64, threads: usize) -> Result<u64> {
+    /// bytes were copied, and from where.
+    fn copy_first(&mut self, room: u64, threads: usize) -> Result<(u64, Vec<SharedBytes>)> {
         let tied = self.spec().tied_head;
         let mut tensors: Vec<&mut TensorData> = self.matrices_mut().collect();
         let mut end = 0usize;
@@ -224,15 +233,16 @@ impl Model {
         let sources: Vec<&[u8]> = tensors.iter().map(|t| &*t.bytes).collect();
         copy(&sources[..places.len()], &places, buffer.as_mut(), threads);
         let buffer = buffer.share();
-        let mut copied = 0;
+        let (mut copied, mut from) = (0, Vec::new());
         for (tensor, place) in tensors.iter_mut().zip(places) {
             copied += place.len() as u64;
-            tensor.bytes = buffer.slice(place).expect("places are within the buffer");
+            let place = buffer.slice(place).expect("places are within the buffer");
+            from.push(std::mem::replace(&mut tensor.bytes, place));
         }
         if tied {
             self.embed.bytes = self.head.bytes.clone();
         }
-        Ok(copied)
+        Ok((copied, from))
     }
 
     /// What each block, and the head after them, reads from the file.
@@ -265,26 +275,16 @@ fn copy(sources: &[&[u8]], places: &[std::ops::Range<usize>], to: &mut [u8], thr
     });
 }
 
-/// Whether the system gives huge pages to who asks for them.
-fn has_huge_pages() -> bool {
-    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-    enabled.is_ok_and(|text| !text.contains("[never]"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn auto_copies_what_is_small_and_streams_what_is_too_large() {
-        let auto = |weights, available, huge| Residency::Auto.resolve(weights, available, huge);
-        assert_eq!(auto(10, Some(40), true), Residency::Huge);
-        assert_eq!(auto(10, Some(40), false), Residency::Map);
-        assert_eq!(auto(11, Some(40), true), Residency::Map);
-        assert_eq!(auto(36, Some(40), true), Residency::Map);
-        assert_eq!(auto(37, Some(40), true), Residency::Stream);
-        assert_eq!(auto(37, None, true), Residency::Map);
-        assert_eq!(Residency::Huge.resolve(37, Some(1), false), Residency::Huge);
+    fn auto_streams_what_is_too_large() {
+        assert_eq!(Residency::Auto.resolve(36, Some(40)), Residency::Map);
+        assert_eq!(Residency::Auto.resolve(37, Some(40)), Residency::Stream);
+        assert_eq!(Residency::Auto.resolve(37, None), Residency::Map);
+        assert_eq!(Residency::Huge.resolve(37, Some(1)), Residency::Huge);
     }
 
     #[test]
