@@ -135,11 +135,40 @@ fn both_spellings_of_a_configuration_are_one_model() {
 fn a_rewound_sequence_continues_with_the_same_bits() {
     for name in ["llama3", "mistral", "gemma3"] {
         let (golden, model) = (golden(name), model(name));
-        let mut engine = engine(&model, 2, 8, Isa::detect(), KvType::F16);
-        let expected = all_logits(&mut engine, &golden.prompt);
-        engine.rewind(30).expect("two tokens back is within every window");
-        let logits = engine.prefill(&golden.prompt[30..]).expect("the rest runs").to_vec();
-        assert!(Some(&logits) == expected.last(), "{name}");
+        for kv in KvType::ALL {
+            let mut engine = engine(&model, 2, 8, Isa::detect(), kv);
+            let expected = all_logits(&mut engine, &golden.prompt);
+            engine.rewind(30).expect("two tokens back is within every window");
+            let logits = engine.prefill(&golden.prompt[30..]).expect("the rest runs").to_vec();
+            assert!(Some(&logits) == expected.last(), "{name} {kv:?}");
+        }
+    }
+}
+
+/// Tokens for long sequences.
+fn tokens(count: u32, vocab_size: u32) -> Vec<u32> {
+    (0..count).map(|i| (i * 389 + 17) % vocab_size).collect()
+}
+
+#[test]
+fn a_sequence_goes_back_as_far_as_what_it_saw_exactly_is_kept() {
+    let model = model("llama3");
+    let tokens = tokens(120, model.spec().vocab_size);
+    for kv in KvType::ALL {
+        let mut whole = engine(&model, 1, 512, Isa::detect(), kv);
+        let expected = all_logits(&mut whole, &tokens);
+        let mut engine = engine(&model, 2, 48, Isa::detect(), kv);
+        engine.prefill(&tokens).expect("the sequence fits");
+        // Positions 64 to 119 are left of int4's exact window, and a query sees one block before its own.
+        for position in [119, 97, 80] {
+            engine.rewind(position).expect("the window holds what is needed");
+            for (i, &token) in tokens.iter().enumerate().skip(position) {
+                let logits = engine.decode(token).expect("a token runs");
+                assert!(logits == &expected[i][..], "{kv:?}: token {i} from {position} on");
+            }
+        }
+        assert_eq!(engine.rewind(79).is_err(), kv == KvType::Int4, "{kv:?}");
+        assert_eq!(engine.position(), if kv == KvType::Int4 { 120 } else { 79 });
     }
 }
 

@@ -8,6 +8,7 @@ use gristmill_convert::HfCheckpoint;
 use gristmill_formats::Silent;
 use gristmill_formats::container::PackedFile;
 use gristmill_formats::source::ModelSource;
+use gristmill_kernels::PART;
 use gristmill_quantize::{Metadata, Recipe, quantize};
 use gristmill_runtime::{Engine, EngineConfig, Isa, KvType, Model, Residency, RuntimeError};
 
@@ -64,7 +65,7 @@ fn packed_files_give_the_same_bits_for_any_threads_chunks_and_instruction_set() 
         let directory = tempfile::tempdir().expect("a directory");
         let file = PackedFile::open(&pack(&recipe, directory.path())).expect("the file opens");
         let model = load(file);
-        for kv in [KvType::F16, KvType::Int8] {
+        for kv in [KvType::F16, KvType::Int8, KvType::Int4] {
             let expected = bits(&logits(&model, 1, 512, Isa::detect(), kv));
             let splits = [(1, 1), (2, 1), (3, 1), (2, 512), (3, 7), (2, 16), (3, 4)];
             for (threads, chunk) in splits {
@@ -75,6 +76,40 @@ fn packed_files_give_the_same_bits_for_any_threads_chunks_and_instruction_set() 
                 let same = bits(&logits(&model, 2, 32, isa, kv)) == expected;
                 assert!(same, "{recipe} {kv:?} on {}", isa.name());
             }
+        }
+    }
+}
+
+#[test]
+fn contexts_of_several_parts_have_the_same_bits_for_any_threads_and_chunks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let recipe = Recipe::for_bits(4).expect("a recipe");
+    let model = load(PackedFile::open(&pack(&recipe, directory.path())).expect("the file opens"));
+    let tokens: Vec<u32> = (0..PART as u32 + 60).map(|i| (i * 389 + 17) % 1024).collect();
+    let all = |threads: usize, chunk: usize, isa: Isa, kv: KvType| {
+        let (threads, isa) = (Some(threads), Some(isa));
+        let config = EngineConfig { threads, isa, context: None, kv, chunk };
+        let mut engine = Engine::new(Arc::clone(&model), &config).expect("the engine builds");
+        let mut rows = Vec::new();
+        // What a single token's threads share out begins before the second part does.
+        let (prompt, rest) = tokens.split_at(PART - 10);
+        engine.score(prompt, 0, |_, row| rows.extend_from_slice(row)).expect("the prompt runs");
+        if chunk == 1 {
+            rest.iter().for_each(|&t| rows.extend_from_slice(engine.decode(t).expect("it runs")));
+        } else {
+            engine.score(rest, 0, |_, row| rows.extend_from_slice(row)).expect("the rest runs");
+        }
+        bits(&rows)
+    };
+    for kv in KvType::ALL {
+        let expected = all(1, 512, Isa::detect(), kv);
+        // More threads than units of a token, as many, and fewer.
+        for (threads, chunk) in [(1, 1), (3, 1), (5, 1), (2, 50)] {
+            let same = all(threads, chunk, Isa::detect(), kv) == expected;
+            assert!(same, "{kv:?}: {threads} threads, chunks of {chunk}");
+        }
+        for isa in Isa::available() {
+            assert!(all(2, 100, isa, kv) == expected, "{kv:?} on {}", isa.name());
         }
     }
 }

@@ -31,31 +31,21 @@ impl ModelFacts {
 
 /// Bytes of keys and values that one token at position `position` reads, its own included.
 pub(crate) fn kv_bytes_read(model: &Model, kv: KvType, position: u64) -> u64 {
-    attention_blocks(model)
-        .map(|(window, kv_heads, width)| {
-            let positions = window.map_or(position + 1, |w| w.min(position + 1));
-            positions * kv_position_bytes(kv, kv_heads, width)
-        })
-        .sum()
+    let blocks = attention_blocks(model).map(|(window, kv_heads, head_dim)| {
+        let positions = window.map_or(position + 1, |w| w.min(position + 1)) as usize;
+        let kv = if window.is_some() { kv.of_sliding_window() } else { kv };
+        kv_heads * kv.bytes_read(head_dim as usize, position as usize, positions) as u64
+    });
+    blocks.sum()
 }
 
-/// Bytes of one position's keys and values in one layer.
-fn kv_position_bytes(kv: KvType, kv_heads: u64, width: u64) -> u64 {
-    match kv {
-        KvType::F32 => 8 * width,
-        KvType::F16 => 4 * width,
-        // A scale for the key and one for the value of each head.
-        KvType::Int8 => 2 * width + 8 * kv_heads,
-    }
-}
-
-/// Window, key/value heads and their joint width of each attention block.
+/// Window, key/value heads and their width of each attention block.
 fn attention_blocks(model: &Model) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
     let blocks = model.spec().layers.iter().flat_map(|l| &l.blocks);
     blocks.filter_map(|block| match &block.mixer {
         Mixer::Attention(a) => {
             let window = a.window.map(u64::from);
-            Some((window, u64::from(a.kv_heads), u64::from(a.kv_width())))
+            Some((window, u64::from(a.kv_heads), u64::from(a.head_dim)))
         }
         Mixer::Mlp(_) => None,
     })

@@ -10,8 +10,8 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
 /// Rounds of spinning before a waiting thread yields: a few microseconds.
@@ -81,15 +81,21 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
+        // Threads allocate as they start, and stages wait for no thread: so starting ends here.
+        let started = Arc::new(Barrier::new(threads));
         let handles = (1..threads)
             .map(|index| {
-                let shared = Arc::clone(&shared);
+                let (shared, started) = (Arc::clone(&shared), Arc::clone(&started));
                 std::thread::Builder::new()
                     .name(format!("gristmill-{index}"))
-                    .spawn(move || shared.work(index))
+                    .spawn(move || {
+                        started.wait();
+                        shared.work(index);
+                    })
                     .expect("the system starts a thread")
             })
             .collect();
+        started.wait();
         Self { shared, handles, left_to_workers: 0 }
     }
 

@@ -1,6 +1,8 @@
 //! Attention over key/value heads that fill half of the large buffer.
 
-use gristmill_kernels::{Isa, Kernels, KvHead, KvType, MAX_QUERY_ROWS, ScoreRule, Span};
+use gristmill_kernels::{
+    AttentionScratch, Isa, Kernels, KvHead, KvType, MAX_QUERY_ROWS, ScoreRule, Span, result_width,
+};
 use gristmill_runtime::Pool;
 
 use super::case::{Case, Family, Origin, Subject};
@@ -9,7 +11,8 @@ use crate::stats::SplitMix64;
 
 const HEAD_DIM: usize = 64;
 const RULE: ScoreRule = ScoreRule { scale: 0.125, softcap: None };
-const OUT: usize = MAX_QUERY_ROWS * HEAD_DIM;
+/// Query heads of a key/value head.
+const GROUP: usize = 4;
 
 /// Heads of one type.
 pub(super) struct Attention {
@@ -23,8 +26,7 @@ pub(super) struct Attention {
     /// First stretch of a head that was not read last, counted over all heads.
     cursor: usize,
     queries: Vec<f32>,
-    /// Scores, of each thread.
-    workers: Vec<Vec<f32>>,
+    workers: Vec<AttentionScratch>,
     out: Vec<f32>,
 }
 
@@ -32,8 +34,10 @@ impl Attention {
     pub(super) fn new(kind: KvType, sizes: &Sizes) -> Self {
         let capacity = sizes.depths.last().copied().unwrap_or(16);
         let half = sizes.memory_bytes / 2;
-        let head = || KvHead::new(kind, HEAD_DIM, capacity);
-        let count = (half / head().bytes()).max(sizes.most_threads);
+        // Any stretch may be read, so every position counts as recent.
+        let head = || KvHead::with_recent(kind, HEAD_DIM, capacity, capacity);
+        let bytes = KvHead::bytes_for(kind, HEAD_DIM, capacity);
+        let count = (half / bytes).max(sizes.most_threads);
         let mut random = SplitMix64::new(2);
         let values: Vec<f32> = (0..64 * HEAD_DIM).map(|_| random.symmetric()).collect();
         let row = |i: usize| &values[i % 64 * HEAD_DIM..][..HEAD_DIM];
@@ -42,7 +46,9 @@ impl Attention {
         for head in &mut heads {
             // Unwritten pages would all be the same page.
             for position in 0..capacity {
-                kernels.write_kv(head, position, row(position), row(7 * position + 3));
+                let mut key = row(position).to_vec();
+                let mut value = row(7 * position + 3).to_vec();
+                kernels.write_kv(head, position, &mut key, &mut value);
             }
         }
         Self {
@@ -52,8 +58,8 @@ impl Attention {
             heads,
             memory: vec![1; half.max(1)],
             cursor: 0,
-            queries: values[..OUT].to_vec(),
-            workers: vec![vec![0.0; MAX_QUERY_ROWS * capacity]; sizes.most_threads],
+            queries: values[..MAX_QUERY_ROWS * HEAD_DIM].to_vec(),
+            workers: (0..sizes.most_threads).map(|_| AttentionScratch::new(HEAD_DIM)).collect(),
             out: Vec::new(),
         }
     }
@@ -78,16 +84,19 @@ impl Workload for Attention {
     fn run(&mut self, case: &Case, kernels: &'static Kernels, pool: &mut Pool) -> u64 {
         let depth = case.depth.unwrap_or(self.capacity);
         let per_head = self.capacity / depth;
-        let bytes = self.heads[0].bytes() / per_head;
+        let bytes = self.kind.bytes_read(HEAD_DIM, depth - 1, depth);
         // Stretches lie one after the other in the rings, so that short contexts use all the memory too.
         let all = self.heads.len() * per_head;
         let wanted = (piece_bytes(kernels.isa()) / bytes).max(1) * pool.threads();
         let count = wanted.min(all);
         let start = if self.cursor + count > all { 0 } else { self.cursor };
         self.cursor = start + count;
-        self.out.resize(count * OUT, 0.0);
-        let (heads, queries) = (&self.heads, &self.queries);
-        pool.for_each(&mut self.workers, &mut self.out, OUT, |scores, i, out| {
+        let rows = if case.tokens == 1 { GROUP } else { MAX_QUERY_ROWS };
+        let out = rows * result_width(HEAD_DIM);
+        self.out.resize(count * out, 0.0);
+        let heads = &self.heads;
+        let queries: Vec<&[f32]> = self.queries.chunks(HEAD_DIM).take(rows).collect();
+        pool.for_each(&mut self.workers, &mut self.out, out, |scratch, i, out| {
             let stretch = start + i;
             let first = stretch % per_head * depth;
             let last = first + depth - 1;
@@ -96,7 +105,9 @@ impl Workload for Attention {
                 Span { first, position: last - before }
             });
             let head = &heads[stretch / per_head];
-            kernels.attend(head, queries, &spans, RULE, scores, out);
+            let spans = &spans[MAX_QUERY_ROWS - rows..];
+            let parts = spans[0].parts().start..spans[rows - 1].parts().end;
+            kernels.attend(head, &queries, spans, RULE, parts, scratch, out);
         });
         let each = if case.tokens == 1 { bytes } else { 2 * MAX_QUERY_ROWS * depth * HEAD_DIM };
         (count * each) as u64

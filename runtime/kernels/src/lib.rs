@@ -27,6 +27,9 @@ mod table;
 mod vecmath;
 
 pub use act::{ActBuffer, GROUP};
-pub use attention::{KvHead, KvType, MAX_QUERY_ROWS, POSITIONS_PER_BLOCK, ScoreRule, Span};
+pub use attention::{
+    AttentionScratch, KvHead, KvType, MAX_QUERY_ROWS, PART, POSITIONS_PER_BLOCK, ScoreRule, Span,
+    result_width,
+};
 pub use isa::{Isa, UnknownIsa};
 pub use table::{Kernels, MatrixView, Scratch};

@@ -49,8 +49,6 @@ pub(crate) unsafe trait Simd: Copy + 'static {
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// 16 f32 as f16, rounded to nearest even.
     unsafe fn store_f16(p: *mut u16, x: Self::F);
-    /// 16 int8 as f32.
-    unsafe fn load_i8(p: *const i8) -> Self::F;
     /// 16 bytes as f32.
     unsafe fn load_u8(p: *const u8) -> Self::F;
     /// The low seven bits of 16 bytes as f32.

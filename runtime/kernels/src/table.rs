@@ -6,7 +6,10 @@ use gristmill_formats::codec::{Codec, CodecId, Grid, PANEL_ROWS, block_count, pa
 use gristmill_formats::source::Layout;
 
 use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
-use crate::attention::{KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule, Span};
+use crate::attention::{
+    AttentionScratch, Coded, Float, KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule,
+    ScratchView, Span, result_width,
+};
 use crate::block::{
     FewTokens, MAX_GEMV_TOKENS, MAX_TILE_PANELS, Panels, TILE_BLOCKS, UNPACKED_BLOCK_BYTES,
     Unpacked,
@@ -81,8 +84,8 @@ type BlockGemm = unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32);
 type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
 type DenseGemm = unsafe fn(*const u8, usize, &[ActBuffer], usize, *mut f32);
 type Gather = unsafe fn(*const u8, usize, usize, *mut f32);
-type Attend = unsafe fn(KvView, *const f32, &[Span], ScoreRule, *mut f32, usize, *mut f32);
-type WriteKv = unsafe fn(KvViewMut, usize, *const f32, *const f32);
+type Attend = unsafe fn(KvView, &[&[f32]], &[Span], ScoreRule, Range<usize>, ScratchView, *mut f32);
+type WriteKv = unsafe fn(KvViewMut, usize, *mut f32, *mut f32);
 type Gate = unsafe fn(*mut f32, *const f32, usize);
 type Peak = unsafe fn(usize) -> u64;
 
@@ -110,9 +113,11 @@ pub struct Kernels {
     max: unsafe fn(*const f32, usize) -> f32,
     exp_sum: unsafe fn(*const f32, usize, f32) -> f64,
     softcap: unsafe fn(*mut f32, usize, f32),
-    /// By KV type: f32, f16, int8.
-    attend: [Attend; 3],
-    write_kv: [WriteKv; 3],
+    /// By KV type: f32, f16, int8, int4.
+    attend: [Attend; 4],
+    write_kv: [WriteKv; 4],
+    finish: [unsafe fn(*mut f32, usize); 4],
+    fold: unsafe fn(*mut f32, *const f32, usize),
     peak_int8: Peak,
     peak_f32: Peak,
 }
@@ -257,38 +262,39 @@ macro_rules! kernels_for {
                 unsafe { vecmath::softcap::<S>(x, n, cap) }
             }
             $(#[$feature])?
-            unsafe fn attend<E: attention::KvElement>(
+            unsafe fn attend<K: attention::Family>(
                 kv: KvView,
-                q: *const f32,
+                queries: &[&[f32]],
                 spans: &[Span],
                 rule: ScoreRule,
-                scores: *mut f32,
-                stride: usize,
+                parts: Range<usize>,
+                scratch: ScratchView,
                 out: *mut f32,
             ) {
-                use attention::attend;
                 // SAFETY: the caller's contract is the generic kernel's.
                 unsafe {
-                    match *spans {
-                        [a] => attend::<S, E, 1>(kv, q, [a], rule, scores, stride, out),
-                        [a, b] => attend::<S, E, 2>(kv, q, [a, b], rule, scores, stride, out),
-                        [a, b, c] => attend::<S, E, 3>(kv, q, [a, b, c], rule, scores, stride, out),
-                        [a, b, c, d] => {
-                            attend::<S, E, 4>(kv, q, [a, b, c, d], rule, scores, stride, out);
-                        }
-                        _ => unreachable!("checked by the caller"),
-                    }
+                    attention::attend::<S, K>(kv, queries, spans, rule, parts, scratch, out);
                 }
             }
             $(#[$feature])?
-            unsafe fn write_kv<E: attention::KvElement>(
+            unsafe fn write_kv<K: attention::Family>(
                 kv: KvViewMut,
                 position: usize,
-                k: *const f32,
-                v: *const f32,
+                k: *mut f32,
+                v: *mut f32,
             ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { attention::write::<S, E>(kv, position, k, v) }
+                unsafe { K::write::<S>(kv, position, k, v) }
+            }
+            $(#[$feature])?
+            unsafe fn fold(row: *mut f32, part: *const f32, padded: usize) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { attention::fold::<S>(row, part, padded) }
+            }
+            $(#[$feature])?
+            unsafe fn finish<K: attention::Family>(row: *mut f32, padded: usize) {
+                // SAFETY: the caller's contract is the generic kernel's.
+                unsafe { attention::finish::<S, K>(row, padded) }
             }
             $(#[$feature])?
             unsafe fn peak_int8(passes: usize) -> u64 {
@@ -334,15 +340,24 @@ macro_rules! kernels_for {
                 exp_sum,
                 softcap,
                 attend: [
-                    attend::<attention::KvF32>,
-                    attend::<attention::KvF16>,
-                    attend::<attention::KvI8>,
+                    attend::<Float<attention::F32>>,
+                    attend::<Float<attention::F16>>,
+                    attend::<Coded<attention::Int8>>,
+                    attend::<attention::Windowed>,
                 ],
                 write_kv: [
-                    write_kv::<attention::KvF32>,
-                    write_kv::<attention::KvF16>,
-                    write_kv::<attention::KvI8>,
+                    write_kv::<Float<attention::F32>>,
+                    write_kv::<Float<attention::F16>>,
+                    write_kv::<Coded<attention::Int8>>,
+                    write_kv::<attention::Windowed>,
                 ],
+                finish: [
+                    finish::<Float<attention::F32>>,
+                    finish::<Float<attention::F16>>,
+                    finish::<Coded<attention::Int8>>,
+                    finish::<attention::Windowed>,
+                ],
+                fold,
                 peak_int8,
                 peak_f32,
             };
@@ -388,6 +403,7 @@ fn kv_index(kind: KvType) -> usize {
         KvType::F32 => 0,
         KvType::F16 => 1,
         KvType::Int8 => 2,
+        KvType::Int4 => 3,
     }
 }
 
@@ -650,46 +666,80 @@ impl Kernels {
     }
 
     /// Stores a key and a value, each `head_dim` rounded up to 16 values and zero beyond, at a position.
+    /// Types that rotate them do so in place.
     ///
     /// # Panics
     /// When they are shorter.
-    pub fn write_kv(&self, kv: &mut KvHead, position: usize, k: &[f32], v: &[f32]) {
+    pub fn write_kv(&self, kv: &mut KvHead, position: usize, k: &mut [f32], v: &mut [f32]) {
         let padded = kv.head_dim().next_multiple_of(16);
         assert!(k.len() >= padded && v.len() >= padded);
         let kind = kv_index(kv.kind());
         // SAFETY: the lengths were checked; the ring takes any position.
-        unsafe { (self.write_kv[kind])(kv.view_mut(), position, k.as_ptr(), v.as_ptr()) }
+        unsafe { (self.write_kv[kind])(kv.view_mut(), position, k.as_mut_ptr(), v.as_mut_ptr()) }
     }
 
-    /// Attention of up to four queries over one head. `q` and `out` hold one row of `head_dim` rounded
-    /// up to 16 per query; `scores` is scratch: per query, 16 values for each block of 16 positions
-    /// from the smallest `first` to the largest `position`. Every position in a span must have been
-    /// written; what was never written counts as zero.
+    /// Attention of some queries over one head, as far as it sees positions of some parts; a query
+    /// whose span covers none of them gets no weight. `queries` hold `head_dim` elements rounded up to
+    /// 16 and zero beyond; `rows` gets [`result_width`] values each, which [`Self::fold_attention`]
+    /// joins with those of later parts and [`Self::finish_attention`] makes the result. Every position
+    /// in a span must have been written; what was never written counts as zero.
     ///
     /// # Panics
-    /// When buffers do not fit, there are more than four spans, or a span exceeds the ring.
+    /// When there are no queries or more than [`MAX_QUERY_ROWS`], buffers do not fit, or a span is empty
+    /// or exceeds the ring.
     pub fn attend(
         &self,
         kv: &KvHead,
-        q: &[f32],
+        queries: &[&[f32]],
         spans: &[Span],
         rule: ScoreRule,
-        scores: &mut [f32],
-        out: &mut [f32],
+        parts: Range<usize>,
+        scratch: &mut AttentionScratch,
+        rows: &mut [f32],
     ) {
-        assert!((1..=MAX_QUERY_ROWS).contains(&spans.len()));
+        assert!((1..=MAX_QUERY_ROWS).contains(&spans.len()), "{} queries", spans.len());
         let padded = kv.head_dim().next_multiple_of(16);
-        assert!(q.len() >= spans.len() * padded && out.len() >= spans.len() * padded);
+        assert!(queries.len() == spans.len() && queries.iter().all(|q| q.len() >= padded));
+        assert!(rows.len() >= spans.len() * result_width(kv.head_dim()), "rows of results");
+        assert!(scratch.padded() >= padded, "scratch for heads of {}", kv.head_dim());
         let first = spans.iter().map(|s| s.first).min().unwrap_or(0) / 16;
         let last = spans.iter().map(|s| s.position).max().unwrap_or(0) / 16;
         assert!(spans.iter().all(|s| s.first <= s.position));
         assert!((last - first) * 16 < kv.capacity(), "spans {spans:?} exceed the ring");
-        let stride = scores.len() / spans.len();
-        assert!(stride >= (last - first + 1) * 16, "scores of {spans:?}");
+        let positions = || spans.iter().map(|s| s.position);
+        let (first, last) = (positions().min().unwrap_or(0), positions().max().unwrap_or(0));
+        assert!(kv.holds_recent(first, last), "spans {spans:?} exceed the window");
         let kind = kv_index(kv.kind());
-        let (q, scores, out) = (q.as_ptr(), scores.as_mut_ptr(), out.as_mut_ptr());
+        let scratch = scratch.view(padded);
         // SAFETY: buffers were checked; every slot of the ring is initialised memory.
-        unsafe { (self.attend[kind])(kv.view(), q, spans, rule, scores, stride, out) }
+        unsafe {
+            (self.attend[kind])(kv.view(), queries, spans, rule, parts, scratch, rows.as_mut_ptr());
+        }
+    }
+
+    /// Adds what [`Self::attend`] found in later parts to a query's row. The order of parts is part of
+    /// the result.
+    ///
+    /// # Panics
+    /// When a row is shorter than [`result_width`].
+    pub fn fold_attention(&self, head_dim: usize, row: &mut [f32], later: &[f32]) {
+        let width = result_width(head_dim);
+        assert!(row.len() >= width && later.len() >= width);
+        let padded = head_dim.next_multiple_of(16);
+        // SAFETY: the lengths were checked.
+        unsafe { (self.fold)(row.as_mut_ptr(), later.as_ptr(), padded) }
+    }
+
+    /// Makes a query's row, all parts of its span folded, its attention: `head_dim` elements rounded up
+    /// to 16.
+    ///
+    /// # Panics
+    /// When the row is shorter than [`result_width`].
+    pub fn finish_attention(&self, kind: KvType, head_dim: usize, row: &mut [f32]) {
+        assert!(row.len() >= result_width(head_dim));
+        let padded = head_dim.next_multiple_of(16);
+        // SAFETY: the length was checked.
+        unsafe { (self.finish[kv_index(kind)])(row.as_mut_ptr(), padded) }
     }
 
     /// Multiplies int8 weights with activations and does nothing else, to measure what bounds products

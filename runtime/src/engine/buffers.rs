@@ -2,7 +2,9 @@
 
 use gristmill_formats::codec::{PANEL_ROWS, panel_count};
 use gristmill_formats::model::{Mixer, ModelSpec, RopeSpec};
-use gristmill_kernels::{ActBuffer, GROUP, KvHead, KvType, MAX_QUERY_ROWS, Scratch};
+use gristmill_kernels::{
+    ActBuffer, AttentionScratch, GROUP, KvHead, KvType, PART, Scratch, result_width,
+};
 
 use super::MemoryPlan;
 use crate::model::{MixerWeights, Model};
@@ -37,12 +39,12 @@ struct Widths {
     queries: usize,
     /// All heads' outputs.
     attention: usize,
+    /// All heads' rows of results.
+    results: usize,
     head_dim: usize,
     d_ff: usize,
     /// Rows of one run of the feed-forward, or of one head.
     unit_rows: usize,
-    /// Query heads per key/value head.
-    group: usize,
 }
 
 fn widths(spec: &ModelSpec, threads: usize) -> Widths {
@@ -54,7 +56,7 @@ fn widths(spec: &ModelSpec, threads: usize) -> Widths {
                 w.head_dim = w.head_dim.max(head_dim);
                 w.queries = w.queries.max(a.heads as usize * head_dim.next_multiple_of(16));
                 w.attention = w.attention.max(a.q_width() as usize);
-                w.group = w.group.max((a.heads / a.kv_heads) as usize);
+                w.results = w.results.max(a.heads as usize * result_width(head_dim));
                 // A head may start inside a panel.
                 w.unit_rows = w.unit_rows.max(head_dim.next_multiple_of(PANEL_ROWS) + PANEL_ROWS);
             }
@@ -73,7 +75,7 @@ fn widths(spec: &ModelSpec, threads: usize) -> Widths {
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) scratch: Scratch,
-    /// A row on its way into an [`ActBuffer`].
+    /// A row on its way into an [`ActBuffer`], with room for the state of the last head's attention.
     pub(super) row: Vec<f32>,
     /// Another, for norms of a block's output.
     pub(super) row2: Vec<f32>,
@@ -82,21 +84,21 @@ pub(super) struct Worker {
     pub(super) out2: Vec<f32>,
     /// A key or query head, a value head, and a head after its norm.
     pub(super) head: [Vec<f32>; 3],
-    pub(super) scores: Vec<f32>,
+    pub(super) attention: AttentionScratch,
 }
 
 impl Worker {
-    pub(super) fn new(model: &Model, context: usize, chunk: usize, threads: usize) -> Self {
+    pub(super) fn new(model: &Model, chunk: usize, threads: usize) -> Self {
         let w = widths(model.spec(), threads);
         let floats = |n: usize| vec![0.0f32; n];
         Self {
             scratch: Scratch::new(w.cols),
-            row: floats(padded(w.cols)),
+            row: floats(row_len(w)),
             row2: floats(padded(w.cols)),
             out: floats(w.unit_rows * chunk),
             out2: floats(w.unit_rows * chunk),
             head: [padded(w.head_dim); 3].map(floats),
-            scores: floats(score_stride(context) * MAX_QUERY_ROWS),
+            attention: AttentionScratch::new(w.head_dim),
         }
     }
 
@@ -105,15 +107,21 @@ impl Worker {
             + self.row2.len()
             + self.out.len()
             + self.out2.len()
-            + self.scores.len()
             + self.head.iter().map(Vec::len).sum::<usize>();
-        4 * floats as u64 + self.scratch.bytes()
+        let buffers = self.scratch.bytes() + self.attention.bytes();
+        4 * floats as u64 + buffers
     }
 }
 
-/// Scores of one query, with a partial block at both ends.
-fn score_stride(context: usize) -> usize {
-    context.next_multiple_of(16) + 16
+/// Length of [`Worker::row`].
+fn row_len(w: Widths) -> usize {
+    padded(w.cols).max(padded(w.attention) + result_width(w.head_dim))
+}
+
+/// Rows of results per head: of a chunk's tokens, or of a single token's parts.
+fn result_rows(context: usize, chunk: usize) -> usize {
+    // A window may begin and end inside a part.
+    token_slots(chunk).max(context.div_ceil(PART) + 1)
 }
 
 /// Memory that the threads share.
@@ -125,7 +133,7 @@ pub(super) struct Buffers {
     pub(super) acts: Activations,
     /// Queries, `[head][token padded][head_dim padded]`.
     pub(super) queries: Vec<f32>,
-    /// Outputs of attention, as the queries.
+    /// Results of attention, of a chunk's tokens or a single token's parts.
     pub(super) attention: Vec<f32>,
     /// Inner activations of the feed-forward: `[panel][token][16]`.
     pub(super) mid: Vec<f32>,
@@ -201,7 +209,7 @@ impl Rotation {
 }
 
 impl Buffers {
-    pub(super) fn new(model: &Model, chunk: usize) -> Self {
+    pub(super) fn new(model: &Model, context: usize, chunk: usize) -> Self {
         let spec = model.spec();
         let w = widths(spec, 1);
         let floats = |n: usize| vec![0.0f32; n];
@@ -212,7 +220,7 @@ impl Buffers {
             x: floats(padded(d) * chunk.next_multiple_of(GROUP)),
             acts: Activations::new(chunk, w.cols),
             queries: floats(w.queries * slots),
-            attention: floats(w.queries * slots),
+            attention: floats(w.results * result_rows(context, chunk)),
             mid: floats(panel_count(w.d_ff) * PANEL_ROWS * chunk),
             delta: floats(panel_count(d) * PANEL_ROWS * chunk),
             logits: floats(vocab * HEAD_TOKENS.min(chunk)),
@@ -261,25 +269,72 @@ pub(super) struct Caches {
     pub(super) blocks: Vec<Vec<KvHead>>,
     /// Window of each block, `usize::MAX` where there is none.
     windows: Vec<usize>,
+    /// Exact windows for chunks, of which blocks of heads of one width take turns: what a chunk's queries
+    /// see exactly is more than what a block has to keep.
+    recents: Vec<Vec<KvHead>>,
 }
 
 impl Caches {
     pub(super) fn new(model: &Model, context: usize, chunk: usize, kind: KvType) -> Self {
-        let mut caches = Self { blocks: Vec::new(), windows: Vec::new() };
+        let mut caches = Self { blocks: Vec::new(), windows: Vec::new(), recents: Vec::new() };
         for block in model.layers.iter().flatten() {
             let MixerWeights::Attention(a) = &block.mixer else { continue };
             let positions = cache_positions(a.spec.window, context, chunk);
-            let heads = (0..a.spec.kv_heads)
-                .map(|_| KvHead::new(kind, a.spec.head_dim as usize, positions))
-                .collect();
+            let kind = layer_type(kind, a.spec.window);
+            let (heads, head_dim) = (a.spec.kv_heads as usize, a.spec.head_dim as usize);
+            if kind == KvType::Int4 && chunk > 1 {
+                caches.plan_recents(heads, head_dim, chunk);
+            }
+            let heads = (0..heads).map(|_| KvHead::new(kind, head_dim, positions)).collect();
             caches.blocks.push(heads);
             caches.windows.push(a.spec.window.map_or(usize::MAX, |w| w as usize));
         }
         caches
     }
 
+    fn plan_recents(&mut self, heads: usize, head_dim: usize, chunk: usize) {
+        let same = |recents: &&mut Vec<KvHead>| recents[0].head_dim() == head_dim;
+        let recents = match self.recents.iter_mut().find(same) {
+            Some(recents) => recents,
+            None => self.recents.push_mut(Vec::new()),
+        };
+        while recents.len() < heads {
+            recents.push(KvHead::recent_for(head_dim, chunk));
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
-        self.blocks.iter().flatten().map(|head| head.bytes() as u64).sum()
+        let heads = self.blocks.iter().chain(&self.recents).flatten();
+        heads.map(|head| head.bytes() as u64).sum()
+    }
+
+    /// Element type of a block.
+    pub(super) fn kind(&self, block: usize) -> KvType {
+        self.blocks[block][0].kind()
+    }
+
+    /// Lends a block exact windows that hold a chunk, before its `tokens` keys and values are stored.
+    pub(super) fn begin_chunk(&mut self, block: usize, position: usize, tokens: usize) {
+        self.exchange_recents(block, position, tokens, position);
+    }
+
+    /// Takes them back and keeps the end of the chunk.
+    pub(super) fn end_chunk(&mut self, block: usize, position: usize, tokens: usize) {
+        self.exchange_recents(block, position, tokens, position + tokens);
+    }
+
+    /// Both ways: the windows that take over get what there is before `end`.
+    fn exchange_recents(&mut self, block: usize, position: usize, tokens: usize, end: usize) {
+        let from = position.saturating_sub(KvHead::RECENT);
+        let heads = &mut self.blocks[block];
+        if tokens == 1 || heads[0].kind() != KvType::Int4 {
+            return;
+        }
+        let same = |recents: &&mut Vec<KvHead>| recents[0].head_dim() == heads[0].head_dim();
+        let recents = self.recents.iter_mut().find(same).expect("windows for chunks were planned");
+        for (head, recent) in heads.iter_mut().zip(recents) {
+            head.exchange_recent(recent, from, end);
+        }
     }
 
     /// Whether continuing from `position` would need keys that the ring has overwritten.
@@ -287,9 +342,15 @@ impl Caches {
         self.blocks.iter().zip(&self.windows).any(|(heads, &window)| {
             let oldest_needed = (position + 1).saturating_sub(window);
             let capacity = heads.first().map_or(usize::MAX, KvHead::capacity);
-            written.saturating_sub(capacity) > oldest_needed
+            let recent_lost = heads.iter().any(|head| head.is_recent_lost(position, written));
+            written.saturating_sub(capacity) > oldest_needed || recent_lost
         })
     }
+}
+
+/// Element type of a layer's cache.
+fn layer_type(kind: KvType, window: Option<u32>) -> KvType {
+    if window.is_some() { kind.of_sliding_window() } else { kind }
 }
 
 /// Positions a layer keeps: all, or its window and the chunk that is being computed.
@@ -311,22 +372,20 @@ pub(super) fn plan(
 ) -> MemoryPlan {
     let spec = model.spec();
     let w = widths(spec, threads);
-    let element = match kind {
-        KvType::F32 => 4,
-        KvType::F16 => 2,
-        KvType::Int8 => 1,
-    };
     let kv_bytes = spec.layers.iter().flat_map(|l| &l.blocks).map(|block| match &block.mixer {
         Mixer::Attention(a) => {
-            let positions = cache_positions(a.window, context, chunk) as u64;
-            2 * positions * u64::from(a.kv_width()) * element
+            let positions = cache_positions(a.window, context, chunk);
+            let kind = layer_type(kind, a.window);
+            u64::from(a.kv_heads) * KvHead::bytes_for(kind, a.head_dim as usize, positions) as u64
         }
         Mixer::Mlp(_) => 0,
     });
     let d = spec.d_model as usize;
-    let per_token = padded(d) + 2 * w.queries + w.d_ff + d + 2 * w.cols;
+    let per_token = padded(d) + w.queries + w.d_ff + d + 2 * w.cols;
     let head = spec.vocab_size as usize * (HEAD_TOKENS.min(chunk) + 1);
-    let per_thread = 2 * w.unit_rows * chunk + score_stride(context) * MAX_QUERY_ROWS + 48 * w.cols;
-    let floats = per_token * chunk + head + per_thread * threads;
+    let attention = AttentionScratch::bytes_for(w.head_dim) / 4;
+    let per_thread = 2 * w.unit_rows * chunk + attention + 48 * w.cols;
+    let results = w.results * result_rows(context, chunk);
+    let floats = per_token * chunk + results + head + per_thread * threads;
     MemoryPlan { kv_bytes: kv_bytes.sum(), buffer_bytes: 4 * floats as u64 }
 }

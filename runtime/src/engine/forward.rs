@@ -10,7 +10,9 @@
 use gristmill_formats::codec::PANEL_ROWS;
 use gristmill_formats::model::Activation;
 use gristmill_formats::source::TensorData;
-use gristmill_kernels::{ActBuffer, Kernels, KvHead, MAX_QUERY_ROWS, ScoreRule, Span};
+use gristmill_kernels::{
+    ActBuffer, Kernels, KvHead, KvType, MAX_QUERY_ROWS, ScoreRule, Span, result_width,
+};
 
 use super::Engine;
 use super::buffers::{ATTENTION_TOKENS, Rotation, Worker, padded, panels_per_run, token_slots};
@@ -165,7 +167,9 @@ impl Engine {
         let head_dim = a.spec.head_dim as usize;
         let head_padded = head_dim.next_multiple_of(16);
         let slots = token_slots(m);
-        let caches = &mut caches.blocks[index];
+        let kv = caches.kind(index);
+        caches.begin_chunk(index, stage.position, m);
+        let heads_of_block = &mut caches.blocks[index];
         let matrices = [&a.q.weight, &a.k.weight, &a.v.weight];
 
         let acts = buffers.acts.of_mut(m);
@@ -180,24 +184,25 @@ impl Engine {
         let queries = &mut buffers.queries[..a.spec.heads as usize * head_size];
         pool.for_each_either(
             workers,
-            (caches, 1),
+            (&mut *heads_of_block, 1),
             (queries, head_size),
             |w, head, cache| heads.key_value(w, acts, head, &mut cache[0]),
             |w, head, queries| heads.query(w, acts, head, queries),
         );
 
-        let output = &mut buffers.attention[..a.spec.heads as usize * head_size];
-        heads.attend(pool, workers, caches, &buffers.queries, output, slots);
+        let results = heads.results();
+        let output = &mut buffers.attention[..results.len()];
+        heads.attend(pool, workers, heads_of_block, &buffers.queries, output, results);
+        caches.end_chunk(index, stage.position, m);
 
         let width = a.spec.q_width() as usize;
         let attention = &*output;
         let row = |token: usize, row: &mut [f32]| {
-            for h in 0..a.spec.heads as usize {
-                let at = (h * slots + token) * head_padded;
-                row[h * head_dim..(h + 1) * head_dim]
-                    .copy_from_slice(&attention[at..at + head_dim]);
+            for head in 0..a.spec.heads as usize {
+                let to = &mut row[head * head_dim..];
+                results.read(stage.kernels, kv, attention, head, token, to);
             }
-            row[width..padded(width)].fill(0.0);
+            row[width..].fill(0.0);
         };
         let acts = buffers.acts.of_mut(m);
         stage.project(pool, workers, acts, &a.o, row, &mut buffers.delta);
@@ -400,8 +405,28 @@ impl Heads<'_> {
         }
     }
 
-    /// Attention of all heads. A single token's unit is a key/value head with all its queries, or one
-    /// query head when there are fewer of those than threads; a chunk's is 16 tokens of one query head.
+    /// The positions that a token sees.
+    fn span(&self, token: usize) -> Span {
+        let position = self.stage.position + token;
+        let window = self.a.spec.window.map_or(usize::MAX, |w| w as usize);
+        Span { first: (position + 1).saturating_sub(window), position }
+    }
+
+    fn results(&self) -> Results {
+        let spec = &self.a.spec;
+        let head_dim = spec.head_dim as usize;
+        let (parts, tokens) = match self.stage.tokens {
+            1 => (self.span(0).parts().len(), 1),
+            tokens => (1, token_slots(tokens)),
+        };
+        let group = (spec.heads / spec.kv_heads) as usize;
+        Results { kv_heads: spec.kv_heads as usize, parts, tokens, group, head_dim }
+    }
+
+    /// Attention of all heads. A single token's unit is a part of the positions with all queries of a
+    /// key/value head, or with one of them when there are fewer such units than threads; its parts are
+    /// folded by whoever reads the results. A chunk's unit is 16 tokens with all queries of a key/value
+    /// head, and all their positions.
     fn attend(
         &self,
         pool: &mut Pool,
@@ -409,46 +434,108 @@ impl Heads<'_> {
         caches: &[KvHead],
         queries: &[f32],
         output: &mut [f32],
-        slots: usize,
+        results: Results,
     ) {
-        let spec = &self.a.spec;
-        let m = self.stage.tokens;
-        let padded = (spec.head_dim as usize).next_multiple_of(16);
-        let group = (spec.heads / spec.kv_heads) as usize;
-        let rule = ScoreRule { scale: spec.scale, softcap: spec.softcap };
+        let Results { kv_heads, parts, tokens: slots, group, head_dim } = results;
+        let (m, kernels) = (self.stage.tokens, self.stage.kernels);
+        let (padded, width) = (head_dim.next_multiple_of(16), result_width(head_dim));
+        let rule = ScoreRule { scale: self.a.spec.scale, softcap: self.a.spec.softcap };
         let rows_per_unit = match m {
-            1 if caches.len() >= self.stage.threads => group,
+            1 if kv_heads * parts >= self.stage.threads => group,
             1 => 1,
-            _ => ATTENTION_TOKENS,
+            _ => ATTENTION_TOKENS * group,
         };
-        let span = |token: usize| {
-            let position = self.stage.position + token;
-            let window = spec.window.map_or(usize::MAX, |w| w as usize);
-            Span { first: (position + 1).saturating_sub(window), position }
-        };
-        pool.for_each(workers, output, rows_per_unit * padded, |w, i, out| {
-            // Rows of `output` and `queries` are (head, token).
-            let first_row = i * rows_per_unit;
-            let cache = &caches[first_row / slots / group];
-            let first_token = if m == 1 { 0 } else { first_row % slots };
-            let rows = if m == 1 {
-                rows_per_unit
-            } else {
-                rows_per_unit.min(m.saturating_sub(first_token))
-            };
-            let mut row = 0;
-            while row < rows {
-                let count = MAX_QUERY_ROWS.min(rows - row);
+        pool.for_each(workers, output, rows_per_unit * width, |w, unit, out| {
+            let place = |row: usize| results.place(unit * rows_per_unit + row);
+            let first = place(0);
+            let rows = rows_per_unit.min((m - first.token.min(m)) * group);
+            let out = &mut out[..rows * width];
+            for (tile, out) in out.chunks_mut(MAX_QUERY_ROWS * width).enumerate() {
+                let count = out.len() / width;
                 let mut spans = [Span::default(); MAX_QUERY_ROWS];
-                for (r, s) in spans[..count].iter_mut().enumerate() {
-                    *s = span(if m == 1 { 0 } else { first_token + row + r });
+                let mut rows = [&queries[..0]; MAX_QUERY_ROWS];
+                for (r, (span, q)) in spans.iter_mut().zip(&mut rows).take(count).enumerate() {
+                    let at = place(tile * MAX_QUERY_ROWS + r);
+                    *span = self.span(at.token);
+                    *q = &queries[(at.head * slots + at.token) * padded..][..padded];
                 }
-                let q = &queries[(first_row + row) * padded..(first_row + row + count) * padded];
-                let out = &mut out[row * padded..(row + count) * padded];
-                let kernels = self.stage.kernels;
-                kernels.attend(cache, q, &spans[..count], rule, &mut w.scores, out);
-                row += count;
+                let (spans, rows) = (&spans[..count], &rows[..count]);
+                // Spans of consecutive tokens: the first begins first, the last ends last.
+                let mut all = spans[0].parts().start..spans[count - 1].parts().end;
+                if m == 1 {
+                    all = all.start + first.part..all.start + first.part + 1;
+                }
+                let cache = &caches[first.head / group];
+                kernels.attend(cache, rows, spans, rule, all, &mut w.attention, out);
+                if m > 1 {
+                    let rows = out.chunks_exact_mut(width);
+                    rows.for_each(|row| kernels.finish_attention(cache.kind(), head_dim, row));
+                }
             }
         });
+    }
+}
+
+/// Results of attention: `[kv head][part][token][query head of the group]` rows, of which either parts
+/// or tokens are one.
+#[derive(Debug, Clone, Copy)]
+struct Results {
+    kv_heads: usize,
+    /// Parts of a single token's span; a chunk's are folded.
+    parts: usize,
+    /// Tokens with spare ones.
+    tokens: usize,
+    /// Query heads of a key/value head.
+    group: usize,
+    head_dim: usize,
+}
+
+/// Whose result a row is.
+struct Place {
+    head: usize,
+    part: usize,
+    token: usize,
+}
+
+impl Results {
+    /// Values of all rows.
+    fn len(&self) -> usize {
+        self.kv_heads * self.parts * self.tokens * self.group * result_width(self.head_dim)
+    }
+
+    fn place(&self, row: usize) -> Place {
+        let outer = row / self.group;
+        let (kv_head, inner) =
+            (outer / (self.parts * self.tokens), outer % (self.parts * self.tokens));
+        Place {
+            head: kv_head * self.group + row % self.group,
+            part: inner / self.tokens,
+            token: inner % self.tokens,
+        }
+    }
+
+    /// Copies a head's result of a token to the beginning of `to`. What lies behind it is overwritten.
+    fn read(
+        &self,
+        kernels: &Kernels,
+        kv: KvType,
+        results: &[f32],
+        head: usize,
+        token: usize,
+        to: &mut [f32],
+    ) {
+        let width = result_width(self.head_dim);
+        let row = |part: usize| {
+            let outer = (head / self.group * self.parts + part) * self.tokens + token;
+            &results[(outer * self.group + head % self.group) * width..][..width]
+        };
+        if self.tokens > 1 {
+            to[..self.head_dim].copy_from_slice(&row(0)[..self.head_dim]);
+            return;
+        }
+        let to = &mut to[..width];
+        to.copy_from_slice(row(0));
+        (1..self.parts).for_each(|part| kernels.fold_attention(self.head_dim, to, row(part)));
+        kernels.finish_attention(kv, self.head_dim, to);
     }
 }

@@ -131,8 +131,8 @@ impl Engine {
             });
         }
         Ok(Self {
-            workers: (0..threads).map(|_| Worker::new(&model, context, chunk, threads)).collect(),
-            buffers: Buffers::new(&model, chunk),
+            workers: (0..threads).map(|_| Worker::new(&model, chunk, threads)).collect(),
+            buffers: Buffers::new(&model, context, chunk),
             caches: Caches::new(&model, context, chunk, config.kv),
             pool: Pool::new(threads),
             kernels,

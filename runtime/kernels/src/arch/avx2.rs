@@ -172,13 +172,6 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const i8) -> Self::F {
-        let half = |i: usize| unsafe {
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())))
-        };
-        [half(0), half(1)]
-    }
-    #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::F {
         let half = |i: usize| unsafe {
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())))

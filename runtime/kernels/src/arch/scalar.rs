@@ -92,10 +92,6 @@ unsafe impl Simd for Scalar {
         // SAFETY: the caller's pointer is valid for 16 elements.
         unsafe { p.cast::<[u16; 16]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits())) }
     }
-    unsafe fn load_i8(p: *const i8) -> Self::F {
-        // SAFETY: the caller's pointer is valid for 16 elements.
-        unsafe { p.cast::<[i8; 16]>().read_unaligned() }.map(f32::from)
-    }
     unsafe fn load_u8(p: *const u8) -> Self::F {
         // SAFETY: the caller's pointer is valid for 16 elements.
         unsafe { p.cast::<[u8; 16]>().read_unaligned() }.map(f32::from)

@@ -243,7 +243,10 @@ mod refused {
 
     use gristmill_formats::codec::Codec;
     use gristmill_formats::source::Layout;
-    use gristmill_kernels::{ActBuffer, KvHead, KvType, MatrixView, ScoreRule, Scratch, Span};
+    use gristmill_kernels::{
+        ActBuffer, AttentionScratch, KvHead, KvType, MAX_QUERY_ROWS, MatrixView, ScoreRule,
+        Scratch, Span, result_width,
+    };
 
     use crate::oracle::all_kernels;
 
@@ -354,31 +357,47 @@ mod refused {
         for kernels in all_kernels() {
             for kind in KvType::ALL {
                 let mut kv = KvHead::new(kind, 16, 32);
-                let attend = |spans: &[Span], q: usize, scores: usize| {
-                    let (q, mut scores) = (vec![0.0; q], vec![0.0; scores]);
-                    let mut out = vec![0.0; q.len()];
-                    kernels.attend(&kv, &q, spans, rule, &mut scores, &mut out);
+                let attend = |spans: &[Span], queries: &[usize], room: usize, rows: usize| {
+                    let queries: Vec<_> = queries.iter().map(|&n| vec![0.0; n]).collect();
+                    let queries: Vec<_> = queries.iter().map(Vec::as_slice).collect();
+                    let mut scratch = AttentionScratch::new(room);
+                    let mut rows = vec![0.0; rows];
+                    kernels.attend(&kv, &queries, spans, rule, 0..1, &mut scratch, &mut rows);
                 };
                 let span = |first, position| Span { first, position };
-                attend(&[span(16, 47)], 16, 32);
-                assert_panics("three blocks", || attend(&[span(15, 40)], 16, 64));
-                assert_panics("a far pair", || attend(&[span(0, 3), span(64, 65)], 32, 512));
-                assert_panics("an empty span", || attend(&[span(5, 4)], 16, 64));
-                assert_panics("no span", || attend(&[], 16, 64));
-                assert_panics("five spans", || attend(&[span(0, 3); 5], 80, 512));
-                assert_panics("short scores", || attend(&[span(0, 16)], 16, 31));
-                assert_panics("short queries", || attend(&[span(0, 16); 2], 31, 64));
+                let one = result_width(16);
+                attend(&[span(16, 47)], &[16], 16, one);
+                let panics = |what, spans: &[Span], queries: &[usize], room, rows| {
+                    assert_panics(what, || attend(spans, queries, room, rows));
+                };
+                panics("three blocks", &[span(15, 40)], &[16], 16, one);
+                panics("a far pair", &[span(0, 3), span(64, 65)], &[16; 2], 16, 2 * one);
+                panics("an empty span", &[span(5, 4)], &[16], 16, one);
+                panics("no span", &[], &[], 16, one);
+                const MANY: usize = MAX_QUERY_ROWS + 1;
+                panics("a query too many", &[span(0, 3); MANY], &[16; MANY], 16, MANY * one);
+                panics("a query without a span", &[span(0, 3)], &[16; 2], 16, 2 * one);
+                panics("little scratch", &[span(0, 16)], &[16], 0, one);
+                panics("a short query", &[span(0, 16); 2], &[16, 15], 16, 2 * one);
+                panics("short rows", &[span(0, 16); 2], &[16; 2], 16, 2 * one - 1);
+                let mut row = vec![0.0; one];
+                assert_panics("a short part", || {
+                    kernels.fold_attention(16, &mut row, &[0.0; 31]);
+                });
+                assert_panics("a short row", || {
+                    kernels.finish_attention(kind, 16, &mut row[..one - 1]);
+                });
                 assert_panics("a short key", || {
-                    kernels.write_kv(&mut kv, 0, &[0.0; 15], &[0.0; 16])
+                    kernels.write_kv(&mut kv, 0, &mut [0.0; 15], &mut [0.0; 16])
                 });
                 assert_panics("a short value", || {
-                    kernels.write_kv(&mut kv, 0, &[0.0; 16], &[0.0; 8])
+                    kernels.write_kv(&mut kv, 0, &mut [0.0; 16], &mut [0.0; 8])
                 });
                 assert_panics("an impossible head", || drop(KvHead::new(kind, 1 << 20, 1 << 44)));
             }
             let mut empty = KvHead::new(KvType::F16, 16, 0);
             assert_panics("an empty ring", || {
-                kernels.write_kv(&mut empty, 0, &[0.0; 16], &[0.0; 16])
+                kernels.write_kv(&mut empty, 0, &mut [0.0; 16], &mut [0.0; 16])
             });
         }
     }
