@@ -102,6 +102,7 @@ pub(crate) struct QuantizeArgs {
     pub(crate) method: Option<Method>,
     /// What error feedback keeps small: fisher (the model's loss), guided or inputs (a layer's error)
     #[arg(long, value_name = "NAME", default_value_t, value_parser = objective_parser())]
+    #[arg(conflicts_with = "gguf")]
     pub(crate) objective: Objective,
     /// Text to calibrate on, UTF-8 [default: built in]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -110,7 +111,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "N", default_value_t = Calibration::DEFAULT_TOKENS)]
     pub(crate) calib_tokens: usize,
     /// Go over each matrix this often with coordinate descent after error feedback
-    #[arg(long, value_name = "SWEEPS", default_value_t = 0)]
+    #[arg(long, value_name = "SWEEPS", default_value_t = 0, conflicts_with = "gguf")]
     pub(crate) refine: usize,
     /// Then tune scales, tables and norms on this many passes over the calibration text; holds the model as f32
     #[arg(long, value_name = "PASSES", default_value_t = 0, conflicts_with = "gguf")]

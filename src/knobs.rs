@@ -21,7 +21,7 @@ const THREADS: Knob =
     Knob { name: "GRISTMILL_THREADS", does: "Threads when --threads is not given" };
 const ISA: Knob = Knob {
     name: "GRISTMILL_ISA",
-    does: "Use a smaller instruction set than the CPU has: scalar, avx2, avx512-vnni or avx512-vbmi",
+    does: "Use a smaller instruction set: scalar, avx2, avx512-vnni or avx512-vbmi",
 };
 const HUB_CACHE: Knob = Knob { name: "HF_HUB_CACHE", does: "Hub cache to find org/name in" };
 const HF_HOME: Knob =

@@ -150,6 +150,10 @@ fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
         let message = format!("--refine follows error feedback, {} has none", recipe.method);
         return Err(Usage(message)).hint("leave --method out, or give --method gptq");
     }
+    if args.gguf.is_some() && !matches!(recipe.method, Method::Rtn | Method::Gptq) {
+        let message = format!("--gguf rounds with rtn or gptq, not with {}", recipe.method);
+        return Err(Usage(message)).hint("give --method rtn or --method gptq");
+    }
     Ok(recipe)
 }
 
