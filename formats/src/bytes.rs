@@ -123,7 +123,7 @@ impl HugeBuffer {
     }
 
     /// The memory.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 

@@ -231,7 +231,7 @@ impl Model {
         let refused = |error| RuntimeError::Memory { bytes: end as u64, error };
         let mut buffer = HugeBuffer::new(end).map_err(refused)?;
         let sources: Vec<&[u8]> = tensors.iter().map(|t| &*t.bytes).collect();
-        copy(&sources[..places.len()], &places, buffer.as_mut(), threads);
+        copy(&sources[..places.len()], &places, buffer.bytes_mut(), threads);
         let buffer = buffer.share();
         let (mut copied, mut from) = (0, Vec::new());
         for (tensor, place) in tensors.iter_mut().zip(places) {
@@ -251,7 +251,7 @@ impl Model {
             let bytes = tensors.into_iter().map(|t| t.bytes.clone());
             bytes.filter(SharedBytes::is_mapped).collect::<Vec<_>>()
         };
-        let blocks = self.layers.iter().flatten().map(|block| mapped(block.matrices().into()));
+        let blocks = self.layers.iter().flatten().map(|block| mapped(block.matrices()));
         blocks.chain(std::iter::once(mapped(vec![&self.head]))).collect()
     }
 }

@@ -130,7 +130,11 @@ fn the_usual_benchmark_fits_a_small_model() {
 fn hwbench_has_its_fields_and_updates_a_page() {
     let directory = scratch();
     let page = directory.path().join("page.md");
-    fs::write(&page, "before\n<!-- hwbench:begin -->\nstale figures\n<!-- hwbench:end -->\nafter\n").unwrap();
+    fs::write(
+        &page,
+        "before\n<!-- hwbench:begin -->\nstale figures\n<!-- hwbench:end -->\nafter\n",
+    )
+    .unwrap();
     let words = ["hwbench", "--quick", "--isa", "scalar", "--threads", "1,1", "--json"];
     let said = run(&[words.as_slice(), &["--update", str(&page)]].concat()).expect(0);
     let document = said.json();
