@@ -5,6 +5,7 @@ use gristmill_formats::model::{Mixer, ModelSpec, RopeSpec};
 use gristmill_kernels::{ActBuffer, GROUP, KvHead, KvType, MAX_QUERY_ROWS, Scratch};
 
 use super::MemoryPlan;
+use super::two_stage::Search;
 use crate::model::{MixerWeights, Model};
 
 /// Tokens whose attention is one unit of work in a prompt.
@@ -83,6 +84,8 @@ pub(super) struct Worker {
     /// A key or query head, a value head, and a head after its norm.
     pub(super) head: [Vec<f32>; 3],
     pub(super) scores: Vec<f32>,
+    /// What this thread found in the coarse head.
+    pub(super) search: Search,
 }
 
 impl Worker {
@@ -97,6 +100,7 @@ impl Worker {
             out2: floats(w.unit_rows * chunk),
             head: [padded(w.head_dim); 3].map(floats),
             scores: floats(score_stride(context) * MAX_QUERY_ROWS),
+            search: Search::new(),
         }
     }
 
