@@ -5,7 +5,7 @@ use gristmill_formats::model::{Mixer, ModelSpec, RopeSpec};
 use gristmill_kernels::{ActBuffer, GROUP, KvHead, KvType, MAX_QUERY_ROWS, Scratch};
 
 use super::MemoryPlan;
-use super::two_stage::Search;
+use super::two_stage::{Best, Search};
 use crate::model::{MixerWeights, Model};
 
 /// Tokens whose attention is one unit of work in a prompt.
@@ -139,6 +139,8 @@ pub(super) struct Buffers {
     pub(super) logits: Vec<f32>,
     /// One row of logits of several.
     pub(super) logits_row: Vec<f32>,
+    /// What the coarse head found likeliest.
+    pub(super) best: Best,
     /// Distinct rotations, and the cosines and sines of the chunk's positions for each.
     pub(super) rotations: Vec<Rotation>,
 }
@@ -221,6 +223,7 @@ impl Buffers {
             delta: floats(panel_count(d) * PANEL_ROWS * chunk),
             logits: floats(vocab * HEAD_TOKENS.min(chunk)),
             logits_row: floats(vocab),
+            best: Best::new(),
             rotations: rotations(spec, chunk),
         }
     }

@@ -37,19 +37,19 @@ impl Engine {
         let softcap = model.spec().logit_softcap;
         let fine = |scratch: &mut Scratch, panels: Range<usize>, out: &mut [f32]| {
             kernels.matmul(view(&model.head), panels, act, 1, scratch, out);
-            if let Some(cap) = softcap {
-                kernels.softcap(out, cap);
-            }
         };
         let logits = &mut buffers.logits[..rows];
         match coarse {
             Some(coarse) => {
-                let coarse = Stages { coarse, kernels, act, softcap, longest };
-                head_use.panels += coarse.run(pool, workers, logits, fine);
+                let stages = Stages { coarse, kernels, act, softcap, longest };
+                head_use.panels += stages.run(pool, workers, logits, &mut buffers.best, fine);
                 head_use.tokens += 1;
             }
             None => pool.for_each_run(workers, logits, PANEL_ROWS, longest, |w, first, out| {
                 fine(&mut w.scratch, first..first + out.len() / PANEL_ROWS, out);
+                if let Some(cap) = softcap {
+                    kernels.softcap(out, cap);
+                }
             }),
         }
         self.model.stream.end(part);

@@ -1,9 +1,10 @@
 //! The output head in two stages, for when only the largest logits matter.
 //!
 //! First every row of the coarse head is multiplied, which bounds each logit from both sides
-//! ([`crate::coarse`]). The k-th largest lower bound is a threshold that k logits reach; a panel in which no
-//! upper bound does holds none of the k largest. The others are computed as the one-stage head does, in the
-//! second stage. Equal logits stay together, so whoever breaks ties by index finds the same ones.
+//! ([`crate::coarse`]). The panels of the k largest lower bounds are then computed as the one-stage head does;
+//! the k-th largest of their logits is a threshold that k logits reach. A panel in which no upper bound
+//! does holds none of the k largest; the others are computed in the second stage. Equal logits stay together,
+//! so whoever breaks ties by index finds the same ones.
 
 use std::ops::Range;
 
@@ -48,14 +49,19 @@ impl<'a> Coarse<'a> {
 
     /// Turns the coarse logits of a panel into bounds: offers the lower ones to `search` and leaves the
     /// largest upper one in place of the first logit.
-    fn bound(&self, panel: &mut [f32; PANEL_ROWS], radii: &[f32; PANEL_ROWS], search: &mut Search) {
-        let margin = radii.map(|radius| radius * self.x_norm + TINY);
-        let lower: [f32; PANEL_ROWS] = std::array::from_fn(|r| panel[r] - margin[r]);
-        let upper: [f32; PANEL_ROWS] = std::array::from_fn(|r| panel[r] + margin[r]);
+    fn bound(&self, panel: usize, logits: &mut [f32; PANEL_ROWS], search: &mut Search) {
+        let margin = self.radii(panel).map(|radius| radius * self.x_norm + TINY);
+        let lower: [f32; PANEL_ROWS] = std::array::from_fn(|r| logits[r] - margin[r]);
+        let upper: [f32; PANEL_ROWS] = std::array::from_fn(|r| logits[r] + margin[r]);
         if largest(&lower) > search.least() {
-            lower.iter().for_each(|&value| search.offer(value));
+            lower.iter().for_each(|&value| search.offer(value, panel));
         }
-        panel[0] = largest(&upper);
+        logits[0] = largest(&upper);
+    }
+
+    /// Of the rows of a panel; NaN beyond the matrix.
+    fn radii(&self, panel: usize) -> &[f32; PANEL_ROWS] {
+        &self.head.radii.as_chunks().0[panel]
     }
 }
 
@@ -82,36 +88,74 @@ impl Stages<'_> {
         pool: &mut Pool,
         workers: &mut [Worker],
         logits: &mut [f32],
+        best: &mut Best,
         fine: impl Fn(&mut Scratch, Range<usize>, &mut [f32]) + Sync,
     ) -> u64 {
         let Self { coarse, kernels, act, softcap, longest } = self;
-        let head = coarse.head;
         workers.iter_mut().for_each(|w| w.search.begin(coarse.top));
         pool.for_each_run(workers, logits, PANEL_ROWS, *longest, |w, first, out| {
             let panels = first..first + out.len() / PANEL_ROWS;
-            kernels.matmul(view(&head.matrix), panels, act, 1, &mut w.scratch, out);
-            let radii = &head.radii.as_chunks::<PANEL_ROWS>().0[first..];
-            for (panel, radii) in out.as_chunks_mut::<PANEL_ROWS>().0.iter_mut().zip(radii) {
-                coarse.bound(panel, radii, &mut w.search);
+            kernels.matmul(view(coarse.matrix()), panels.clone(), act, 1, &mut w.scratch, out);
+            for (panel, logits) in panels.zip(out.as_chunks_mut().0) {
+                coarse.bound(panel, logits, &mut w.search);
             }
         });
 
-        let (first, others) = workers.split_first_mut().expect("there is a thread");
-        others.iter().flat_map(|w| &w.search.largest).for_each(|&value| first.search.offer(value));
-        let threshold = first.search.least();
+        let threshold = self.threshold(pool, workers, best, &fine);
+        let best = &*best;
         let threshold = softcap.map_or(threshold, |cap| before_softcap(threshold, cap));
 
         pool.for_each_run(workers, logits, PANEL_ROWS, *longest, |w, first, out| {
-            for (p, panel) in out.chunks_exact_mut(PANEL_ROWS).enumerate() {
-                if panel[0] >= threshold {
-                    fine(&mut w.scratch, first + p..first + p + 1, panel);
-                    w.search.panels += 1;
+            for (p, out) in out.chunks_exact_mut(PANEL_ROWS).enumerate() {
+                if out[0] < threshold {
+                    out.fill(f32::NEG_INFINITY);
+                    continue;
+                }
+                let panel = first + p;
+                if let Ok(at) = best.panels.binary_search(&panel) {
+                    out.copy_from_slice(&best.logits[at * PANEL_ROWS..(at + 1) * PANEL_ROWS]);
                 } else {
-                    panel.fill(f32::NEG_INFINITY);
+                    fine(&mut w.scratch, panel..panel + 1, out);
+                    w.search.panels += 1;
+                }
+                if let Some(cap) = *softcap {
+                    kernels.softcap(out, cap);
                 }
             }
         });
-        workers.iter().map(|w| w.search.panels).sum()
+        best.panels.len() as u64 + workers.iter().map(|w| w.search.panels).sum::<u64>()
+    }
+
+    /// A value that as many logits reach as are wanted, before they are capped: the least of the wanted ones
+    /// in the panels of the largest lower bounds.
+    fn threshold(
+        &self,
+        pool: &mut Pool,
+        workers: &mut [Worker],
+        best: &mut Best,
+        fine: &(impl Fn(&mut Scratch, Range<usize>, &mut [f32]) + Sync),
+    ) -> f32 {
+        let (first, others) = workers.split_first_mut().expect("there is a thread");
+        let found = others.iter().flat_map(|w| &w.search.largest);
+        found.for_each(|&(value, panel)| first.search.offer(value, panel));
+        let Best { panels, logits } = best;
+        panels.clear();
+        panels.extend(first.search.largest.iter().map(|&(_, panel)| panel));
+        // A row that counted twice would raise the threshold too far.
+        panels.sort_unstable();
+        panels.dedup();
+        let logits = &mut logits[..panels.len() * PANEL_ROWS];
+        pool.for_each(workers, logits, PANEL_ROWS, |w, i, out| {
+            fine(&mut w.scratch, panels[i]..panels[i] + 1, out);
+        });
+        let search = &mut workers[0].search;
+        search.begin(self.coarse.top);
+        for (&panel, logits) in panels.iter().zip(logits.chunks_exact(PANEL_ROWS)) {
+            let rows = logits.iter().zip(self.coarse.radii(panel));
+            let rows = rows.filter(|(_, radius)| !radius.is_nan());
+            rows.for_each(|(&logit, _)| search.offer(logit, panel));
+        }
+        search.least()
     }
 }
 
@@ -124,11 +168,25 @@ fn before_softcap(threshold: f32, cap: f32) -> f32 {
     if reached > -1.0 { ((cap * reached.atanh()) as f32).next_down() } else { f32::NEG_INFINITY }
 }
 
+/// The panels of the largest lower bounds, in increasing order, and their logits before they are capped.
+#[derive(Debug)]
+pub(super) struct Best {
+    panels: Vec<usize>,
+    logits: Vec<f32>,
+}
+
+impl Best {
+    pub(super) fn new() -> Self {
+        let most = Engine::MAX_TOP;
+        Self { panels: Vec::with_capacity(most), logits: vec![0.0; most * PANEL_ROWS] }
+    }
+}
+
 /// What one thread found.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// The largest lower bounds in increasing order, no more than `top`.
-    largest: Vec<f32>,
+    /// The largest values, no more than `top`, in increasing order, and the panels they are from.
+    largest: Vec<(f32, usize)>,
     top: usize,
     /// Panels that it computed in the second stage.
     panels: u64,
@@ -146,17 +204,17 @@ impl Search {
 
     /// What a value must exceed to be among the largest.
     fn least(&self) -> f32 {
-        if self.largest.len() < self.top { f32::NEG_INFINITY } else { self.largest[0] }
+        if self.largest.len() < self.top { f32::NEG_INFINITY } else { self.largest[0].0 }
     }
 
-    fn offer(&mut self, value: f32) {
+    fn offer(&mut self, value: f32, panel: usize) {
         // False for NaN.
         if value > self.least() {
             if self.largest.len() == self.top {
                 self.largest.remove(0);
             }
-            let at = self.largest.partition_point(|&other| other < value);
-            self.largest.insert(at, value);
+            let at = self.largest.partition_point(|&(other, _)| other < value);
+            self.largest.insert(at, (value, panel));
         }
     }
 }
