@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
-use gristmill_runtime::{EngineConfig, Isa, KvType, Residency};
+use gristmill_runtime::{EngineConfig, Head, Isa, KvType, Residency};
 
 use crate::knobs;
 
@@ -260,6 +260,9 @@ pub(crate) struct BenchArgs {
     /// Where the weights are; see `gristmill run --help`
     #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
     pub(crate) residency: Residency,
+    /// How the output head is computed; see `gristmill run --help`
+    #[arg(long, value_name = "HOW", default_value = "full", value_parser = head_parser())]
+    pub(crate) head: Head,
 }
 
 /// Measure every kernel beside the machine's ceilings
@@ -365,6 +368,11 @@ pub(crate) struct EngineArgs {
     /// streamed from the file, or what suits the model's size and the free memory
     #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
     pub(crate) residency: Residency,
+    /// How the output head is computed: in full, or with a coarse copy first and then where that leaves
+    /// doubt, which gives the same tokens and reads less when the head has 8 bits or more and sampling is
+    /// greedy or keeps K tokens
+    #[arg(long, value_name = "HOW", default_value = "full", value_parser = head_parser())]
+    pub(crate) head: Head,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
 }
@@ -405,6 +413,10 @@ fn names<T: Clone + Send + Sync + 'static>(
 
 fn residency_parser() -> impl TypedValueParser<Value = Residency> {
     names(Residency::ALL.map(|residency| (residency.name(), residency)))
+}
+
+fn head_parser() -> impl TypedValueParser<Value = Head> {
+    names(Head::ALL.map(|head| (head.name(), head)))
 }
 
 fn kv_parser() -> impl TypedValueParser<Value = KvType> {

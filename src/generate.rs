@@ -117,7 +117,7 @@ pub(crate) fn generate(
     while let Some(chunk) = chunks.next()
         && !interrupt::requested()
     {
-        let logits = engine.prefill(chunk)?;
+        let logits = engine.prefill_top(chunk, sampler.reach())?;
         computed += chunk.len();
         prefill = start.elapsed();
         if chunks.peek().is_none() {
@@ -152,7 +152,7 @@ pub(crate) fn generate(
         if interrupt::requested() {
             finish = Finish::Interrupted;
         } else if ids.len() < request.max_tokens && engine.position() < context {
-            next = Some(sampler.sample(engine.decode(id)?));
+            next = Some(sampler.sample(engine.decode_top(id, sampler.reach())?));
         }
     }
     let decode = decode_start.elapsed();

@@ -10,7 +10,7 @@ use gristmill_formats::container::{PackedFile, Provenance};
 use gristmill_formats::source::ModelSource;
 use gristmill_formats::{FormatError, Progress};
 use gristmill_runtime::text::Tokenizer;
-use gristmill_runtime::{Model, Residency, default_threads};
+use gristmill_runtime::{Head, Model, Residency, default_threads};
 
 use crate::error::WithHint;
 use crate::{knobs, render};
@@ -98,17 +98,21 @@ impl Source {
 
     /// Binds the tensors where they are.
     pub(crate) fn load(&self) -> Result<Arc<Model>> {
-        self.load_at(Residency::Map, None)
+        self.load_as(Residency::Map, Head::Full, None)
     }
 
-    /// Binds the tensors and puts them where a policy wants them, with some threads or with all.
-    pub(crate) fn load_at(
+    /// Binds the tensors, puts them where a policy wants them, and makes what the head needs, with some
+    /// threads or with all.
+    pub(crate) fn load_as(
         &self,
         residency: Residency,
+        head: Head,
         threads: Option<usize>,
     ) -> Result<Arc<Model>> {
         let mut model = Model::load(self.model_source())?;
-        model.place(residency, threads.unwrap_or_else(default_threads))?;
+        let threads = threads.unwrap_or_else(default_threads);
+        model.place(residency, threads)?;
+        model.set_head(head, threads)?;
         Ok(Arc::new(model))
     }
 }

@@ -10,7 +10,7 @@ use gristmill_formats::Silent;
 use gristmill_formats::container::PackedFile;
 use gristmill_quantize::{Metadata, Recipe, quantize};
 use gristmill_runtime::text::{Sampler, SamplerConfig};
-use gristmill_runtime::{Engine, EngineConfig, KvType, Model};
+use gristmill_runtime::{Engine, EngineConfig, Head, KvType, Model};
 
 /// Counts allocations of all threads.
 struct Counting;
@@ -47,11 +47,12 @@ fn allocations_of_decoding(model: Model, threads: usize, kv: KvType) -> usize {
     let sampler =
         SamplerConfig { temperature: 0.8, top_k: 40, top_p: 0.9, ..SamplerConfig::default() };
     let mut sampler = Sampler::new(sampler, 1024).expect("the sampler builds");
-    let mut next = sampler.sample(engine.prefill(&[5, 6, 7, 8, 9]).expect("the prompt runs"));
+    let first = engine.prefill_top(&[5, 6, 7, 8, 9], sampler.reach()).expect("the prompt runs");
+    let mut next = sampler.sample(first);
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     for _ in 0..100 {
         sampler.accept(next);
-        next = sampler.sample(engine.decode(next).expect("a token runs"));
+        next = sampler.sample(engine.decode_top(next, sampler.reach()).expect("a token runs"));
     }
     ALLOCATIONS.load(Ordering::SeqCst) - before
 }
@@ -82,6 +83,14 @@ fn decoding_allocates_nothing_whatever_the_codec_threads_and_cache() {
             let model = Model::load(file).expect("the file loads");
             let count = allocations_of_decoding(model, threads, KvType::F16);
             assert_eq!(count, 0, "{bits} bits, {threads} threads");
+        }
+        for bits in [8, 16] {
+            let path = directory.path().join(format!("{bits}.grist"));
+            let file = Arc::new(PackedFile::open(&path).expect("the file opens"));
+            let mut model = Model::load(file).expect("the file loads");
+            model.set_head(Head::TwoStage, threads).expect("a head of 8 bits or more");
+            let count = allocations_of_decoding(model, threads, KvType::F16);
+            assert_eq!(count, 0, "{bits} bits in two stages, {threads} threads");
         }
     }
 }

@@ -60,7 +60,8 @@ pub enum RuntimeError {
     },
     /// The system gives no memory.
     #[error(
-        "the system refuses {bytes} bytes for a copy of the weights; use `--residency map`: {error}"
+        "the system refuses {bytes} bytes for a copy of weights; use `--residency map` and \
+         `--head full`: {error}"
     )]
     Memory {
         /// Asked for.

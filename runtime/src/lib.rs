@@ -7,6 +7,7 @@
 
 #![deny(missing_docs)]
 
+mod coarse;
 mod engine;
 mod error;
 mod memory;
@@ -15,7 +16,8 @@ mod pool;
 mod residency;
 pub mod text;
 
-pub use engine::{Engine, EngineConfig, KernelUse, MemoryPlan, default_threads};
+pub use coarse::{CoarseHead, Head};
+pub use engine::{Engine, EngineConfig, HeadUse, KernelUse, MemoryPlan, default_threads};
 pub use error::{Result, RuntimeError};
 pub use gristmill_kernels::{Isa, Kernels, KvType};
 pub use memory::available_memory_bytes;

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use gristmill_formats::codec::CodecId;
+use gristmill_formats::codec::{CodecId, panel_count};
 use gristmill_formats::model::{AttentionSpec, Mixer, MlpSpec, ModelSpec, NormSpec, layer_tensor};
 use gristmill_formats::source::{ModelSource, TensorData, check_tensors};
 use gristmill_kernels::MatrixView;
 
+use crate::coarse::CoarseHead;
+use crate::engine::HeadUse;
 use crate::error::Result;
 use crate::residency::{Placement, Stream};
 
@@ -18,6 +20,7 @@ pub struct Model {
     pub(crate) layers: Vec<Vec<Block>>,
     pub(crate) final_norm: Norm,
     pub(crate) head: TensorData,
+    pub(crate) coarse: Option<CoarseHead>,
     pub(crate) placement: Placement,
     pub(crate) stream: Stream,
 }
@@ -112,7 +115,7 @@ impl Model {
         let head = bind.source.tensor(spec.head_tensor())?;
         let final_norm = bind.norm("final_norm", spec.final_norm)?;
         let (placement, stream) = (Placement::MAPPED, Stream::default());
-        Ok(Self { embed, layers, final_norm, head, placement, stream, source })
+        Ok(Self { embed, layers, final_norm, head, coarse: None, placement, stream, source })
     }
 
     /// The description.
@@ -126,8 +129,9 @@ impl Model {
     }
 
     /// Bytes of weights that decoding one token reads: every matrix once, and one row of the embedding
-    /// when it is not the head as well.
-    pub fn bytes_per_token(&self) -> u64 {
+    /// when it is not the head as well. With a coarse head, of which all is read, `fine_head_share` is that of
+    /// the real head.
+    pub fn bytes_per_token(&self, fine_head_share: Option<f64>) -> u64 {
         let matrices = self.matrices().map(|t| t.bytes.len() as u64).sum::<u64>();
         let tensors = self.spec().tensors();
         let vectors = tensors.iter().filter(|t| t.shape.len() == 1).map(|t| t.shape[0] * 4);
@@ -137,7 +141,20 @@ impl Model {
         } else {
             self.embed.bytes.len() as u64 / self.embed.rows() as u64
         };
-        matrices + vectors + row
+        let all = matrices + vectors + row;
+        match (&self.coarse, fine_head_share) {
+            (Some(coarse), Some(share)) => {
+                let unread = (1.0 - share) * self.head.bytes.len() as f64;
+                all - unread as u64 + coarse.bytes()
+            }
+            _ => all,
+        }
+    }
+
+    /// Mean share of the real head that was computed after the coarse one; `None` when it never was.
+    pub fn fine_head_share(&self, used: HeadUse) -> Option<f64> {
+        let panels = used.tokens * panel_count(self.head.rows()) as u64;
+        (panels > 0).then(|| used.panels as f64 / panels as f64)
     }
 
     /// Multiply-accumulate operations per token of a prompt: all matrices but the head.

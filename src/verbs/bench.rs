@@ -44,7 +44,7 @@ pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
     drop(source);
     let open = || {
         let source = Source::open_path(&path);
-        let load = |source: Source| source.load_at(args.residency, None);
+        let load = |source: Source| source.load_as(args.residency, args.head, None);
         source.and_then(load).map_err(|error| format!("{error:#}"))
     };
     let progress = TerminalProgress::new();

@@ -11,7 +11,7 @@ use gristmill_runtime::{Engine, RuntimeError};
 use serde::Serialize;
 use serde_json::Map;
 
-use super::{Session, fresh_seed};
+use super::{Session, fresh_seed, note_unused_head};
 use crate::args::ChatArgs;
 use crate::error::{Outcome, WithHint};
 use crate::generate::{Finish, Generated, Request, Timings, generate, printer};
@@ -83,6 +83,7 @@ pub(super) fn run(session: Session, args: &ChatArgs) -> Result<Outcome> {
         messages: Vec::new(),
         turns: Vec::new(),
     };
+    note_unused_head(&chat.engine, &chat.sampler);
     chat.reset();
 
     let mut outcome = Outcome::Done;

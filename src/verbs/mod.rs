@@ -13,12 +13,13 @@ mod verify;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use gristmill_runtime::text::Sampler;
 use gristmill_runtime::{Engine, EngineConfig, Isa};
 
 use crate::args::{Cli, EngineArgs, Verb};
 use crate::error::Outcome;
 use crate::source::Source;
-use crate::{interrupt, knobs};
+use crate::{interrupt, knobs, render};
 
 /// What every verb is given.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +54,7 @@ impl Session {
     /// The engine that `run` and `chat` use.
     fn engine(&self, source: &Source, args: &EngineArgs) -> Result<Engine> {
         let threads = args.threads.resolve()?;
-        let model = source.load_at(args.residency, threads)?;
+        let model = source.load_as(args.residency, args.head, threads)?;
         let config = EngineConfig {
             threads,
             isa: self.isa,
@@ -62,6 +63,16 @@ impl Session {
             ..EngineConfig::default()
         };
         Ok(Engine::new(model, &config)?)
+    }
+}
+
+/// Says so when sampling leaves nothing to a two-stage head.
+fn note_unused_head(engine: &Engine, sampler: &Sampler) {
+    if engine.model().coarse_head().is_some() && sampler.reach() > Engine::MAX_TOP {
+        let most = Engine::MAX_TOP;
+        render::note(format_args!(
+            "note: this sampling looks at more than {most} logits, so the head is computed in full"
+        ));
     }
 }
 

@@ -9,7 +9,7 @@ use gristmill_runtime::text::{ChatTemplate, Message, Sampler, SamplerConfig};
 use serde::Serialize;
 use serde_json::Map;
 
-use super::{Session, fresh_seed};
+use super::{Session, fresh_seed, note_unused_head};
 use crate::args::RunArgs;
 use crate::error::{Outcome, Usage, WithHint};
 use crate::generate::{Finish, Request, Timings, generate, printer};
@@ -74,6 +74,7 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
     let config = args.sampling.apply(defaults, fresh_seed());
     let mut sampler = Sampler::new(config, engine.model().spec().vocab_size as usize)
         .map_err(|e| Usage(e.to_string()))?;
+    note_unused_head(&engine, &sampler);
     let request = Request {
         prompt: &ids,
         cached: 0,
@@ -107,6 +108,9 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
             engine.isa().name(),
             args.engine.kv.name(),
         ));
+        if let Some(coarse) = engine.model().coarse_head() {
+            render::note(coarse);
+        }
     }
     if json {
         let text = render::json_text(&RunResult {

@@ -119,6 +119,30 @@ fn bench_has_its_fields() {
 }
 
 #[test]
+fn bench_counts_what_a_two_stage_head_reads() {
+    let bytes = |head: &str| {
+        let words = ["--threads", "2", "--prompt", "16", "--gen", "16", "--repeat", "1", "--json"];
+        let model = checkpoint();
+        let words = [["bench", str(&model), "--head", head].as_slice(), &words].concat();
+        let document = run(&words).expect(0).json();
+        let row = document["rows"][0].clone();
+        (number(&row, "weight_bytes_per_token"), row["fine_head_share"].as_f64(), document)
+    };
+    let (full, none, document) = bytes("full");
+    assert!(none.is_none() && document["coarse_head_bytes"].is_null());
+    let (staged, share, document) = bytes("two-stage");
+    let share = share.expect("a share");
+    assert!(share > 0.0 && share < 0.5, "{share}");
+    // 6.25 bits a weight and a radius for each row, beside 16 bits.
+    let coarse = number(&document, "coarse_head_bytes");
+    let head = (full - staged + coarse) / (1.0 - share);
+    assert!(coarse > 0.39 * head && coarse < 0.5 * head, "{coarse} of {head}");
+    assert!(number(&document, "coarse_head_ms") > 0.0);
+    let kernels = document["kernels"].as_array().unwrap();
+    assert!(kernels.iter().any(|kernel| kernel["codec"] == "q6"), "{kernels:?}");
+}
+
+#[test]
 fn the_usual_benchmark_fits_a_small_model() {
     let said = run(&["bench", str(packed()), "--gen", "4", "--repeat", "1"]).expect(0);
     assert!(said.stderr.contains("a prompt of 508"), "{}", said.stderr);

@@ -33,6 +33,24 @@ fn packing_as_bf16_changes_no_token() {
 }
 
 #[test]
+fn a_two_stage_head_changes_no_token() {
+    let words = ["-p", "KING", "-n", "48", "--seed", "3", "--top-k", "10"];
+    let of = |head: &str| ids(&[&[str(&checkpoint()), "--head", head], words.as_slice()].concat());
+    assert_eq!(of("full"), of("two-stage"));
+    let staged = |rest: &[&str]| {
+        let model = checkpoint();
+        let words = ["run", str(&model), "--head", "two-stage", "-p", "A", "-n", "2"];
+        run(&[words.as_slice(), rest].concat()).expect(0).stderr
+    };
+    let said = staged(&["--temp", "0", "--stats"]);
+    assert!(said.contains("coarse head made"), "{said}");
+    let said = staged(&["--temp", "1", "--top-k", "0"]);
+    assert!(said.contains("the head is computed in full"), "{said}");
+    let refused = run(&["run", str(packed()), "-p", "A", "--head", "two-stage"]).expect(1);
+    assert!(refused.stderr.contains("`--head full`"), "{}", refused.stderr);
+}
+
+#[test]
 fn standard_output_is_the_continuation_alone() {
     let arguments = ["run", str(packed()), "-p", "ROMEO:", "-n", "32", "--temp", "0", "--raw"];
     let said = run(&[arguments.as_slice(), &["--stats"]].concat()).expect(0);

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use gristmill_formats::Progress;
 use gristmill_runtime::text::{Sampler, SamplerConfig};
-use gristmill_runtime::{Engine, EngineConfig, Isa, KvType, Model};
+use gristmill_runtime::{CoarseHead, Engine, EngineConfig, HeadUse, Isa, KvType, Model};
 
 pub use report::{BenchReport, BenchRow, KernelReport, Percentiles};
 
@@ -192,6 +192,8 @@ pub fn bench(
         residency: model.placement().residency.name().into(),
         copied_bytes: model.placement().copied_bytes,
         streamed_bytes: model.placement().streamed_bytes,
+        coarse_head_bytes: model.coarse_head().map(CoarseHead::bytes),
+        coarse_head_ms: model.coarse_head().map(|coarse| coarse.seconds() * 1e3),
         memory,
         isa: isa.name().into(),
         kernels,
@@ -250,12 +252,15 @@ struct Run<'a> {
     /// Mean time of a token in each repeat.
     decode_s: Vec<f64>,
     tpot_ms: Vec<f64>,
+    /// Of the two-stage head while decoding.
+    head_use: HeadUse,
 }
 
 impl<'a> Run<'a> {
     fn new(config: &'a BenchConfig, tokens: &'a [u32]) -> Self {
         let (prefill_s, ttft_ms, decode_s, tpot_ms) = (vec![], vec![], vec![], vec![]);
-        Self { config, tokens, prefill_s, ttft_ms, decode_s, tpot_ms }
+        let head_use = HeadUse::default();
+        Self { config, tokens, prefill_s, ttft_ms, decode_s, tpot_ms, head_use }
     }
 
     /// One prompt and `count` tokens after the first.
@@ -272,20 +277,24 @@ impl<'a> Run<'a> {
             }
         }
         let start = Instant::now();
-        let logits = engine.prefill(&self.tokens[depth..])?;
+        let logits = engine.prefill_top(&self.tokens[depth..], sampler.reach())?;
         self.prefill_s.push(start.elapsed().as_secs_f64());
         let mut token = sampler.sample(logits);
         self.ttft_ms.push(milliseconds(start));
 
+        let used = engine.head_use();
         let start = Instant::now();
         let mut before = start;
         for _ in 0..count {
-            token = sampler.sample(engine.decode(token)?);
+            token = sampler.sample(engine.decode_top(token, sampler.reach())?);
             let now = Instant::now();
             self.tpot_ms.push((now - before).as_secs_f64() * 1e3);
             before = now;
         }
         self.decode_s.push((before - start).as_secs_f64() / count as f64);
+        let used = engine.head_use().since(used);
+        self.head_use.tokens += used.tokens;
+        self.head_use.panels += used.panels;
         Ok(())
     }
 }
@@ -318,7 +327,8 @@ impl Lane<'_> {
         let prefill_tok_s_by_repeat = rates(&self.run.prefill_s, config.prompt);
         let decode_tok_s = median(&decode_tok_s_by_repeat);
         let mean_position = config.depth + config.prompt + (config.r#gen - 1) / 2;
-        let weight_bytes_per_token = model.bytes_per_token();
+        let fine_head_share = model.fine_head_share(self.run.head_use);
+        let weight_bytes_per_token = model.bytes_per_token(fine_head_share);
         let kv_bytes_per_token = kv_bytes_read(model, config.kv, mean_position as u64);
         let bytes_per_token = weight_bytes_per_token + kv_bytes_per_token;
         let achieved_gb_s = bytes_per_token as f64 * decode_tok_s / 1e9;
@@ -333,6 +343,7 @@ impl Lane<'_> {
             tpot_ms: percentiles(&mut self.run.tpot_ms),
             bytes_per_token,
             weight_bytes_per_token,
+            fine_head_share,
             kv_bytes_per_token,
             achieved_gb_s,
             bandwidth_gb_s,

@@ -47,6 +47,9 @@ pub struct BenchRow {
     pub bytes_per_token: u64,
     /// Of weights.
     pub weight_bytes_per_token: u64,
+    /// Mean share of the output head's panels that decoding a token computed after the coarse head; null
+    /// when there was none.
+    pub fine_head_share: Option<f64>,
     /// Of keys and values, at the mean depth of the generated tokens.
     pub kv_bytes_per_token: u64,
     /// `bytes_per_token` times `decode_tok_s`.
@@ -82,6 +85,10 @@ pub struct BenchReport {
     pub copied_bytes: u64,
     /// Bytes of them fetched from the file for every token.
     pub streamed_bytes: u64,
+    /// Bytes of the coarse head; null when the head was not computed in two stages.
+    pub coarse_head_bytes: Option<u64>,
+    /// What making the coarse head took; a part of the load time.
+    pub coarse_head_ms: Option<f64>,
     /// Memory before the bandwidth probe took its own: the most over the numbers of threads.
     pub memory: Memory,
     /// Instruction-set class.
@@ -137,6 +144,20 @@ impl BenchReport {
         }
     }
 
+    /// How the output head was computed, in words.
+    fn head(&self) -> String {
+        let (Some(bytes), Some(ms)) = (self.coarse_head_bytes, self.coarse_head_ms) else {
+            return "in full".into();
+        };
+        let shares = self.rows.iter().filter_map(|row| row.fine_head_share).map(percent);
+        format!(
+            "in two stages ({:.1} MB of coarse head made in {} ms, then {} of the panels)",
+            bytes as f64 / 1e6,
+            number(ms),
+            shares.collect::<Vec<_>>().join(", "),
+        )
+    }
+
     /// The report as a Markdown table with lines on its circumstances.
     pub fn table(&self) -> String {
         let mut table = Table::new(&[
@@ -175,7 +196,7 @@ impl BenchReport {
         };
         let mut out = format!(
             "{}\nprompt {}, {} generated, depth {}, {} repeats; {:.3} bits per weight, {:.1} MB, {}; KV {}\n\
-             load {} ms (again {} ms), weights {}; memory {} anonymous, {} mapped\n{}\n",
+             load {} ms (again {} ms), weights {}, head {}; memory {} anonymous, {} mapped\n{}\n",
             table.render(),
             self.prompt,
             self.r#gen,
@@ -188,6 +209,7 @@ impl BenchReport {
             number(self.load_ms),
             number(self.load_warm_ms),
             self.weights(),
+            self.head(),
             memory(self.memory.anonymous_peak_bytes),
             memory(self.memory.file_peak_bytes),
             self.host.line(),

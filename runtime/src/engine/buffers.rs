@@ -7,6 +7,7 @@ use gristmill_kernels::{
 };
 
 use super::MemoryPlan;
+use super::two_stage::{Best, Search};
 use crate::model::{MixerWeights, Model};
 
 /// Tokens whose attention is one unit of work in a prompt.
@@ -85,6 +86,8 @@ pub(super) struct Worker {
     /// A key or query head, a value head, and a head after its norm.
     pub(super) head: [Vec<f32>; 3],
     pub(super) attention: AttentionScratch,
+    /// What this thread found in the coarse head.
+    pub(super) search: Search,
 }
 
 impl Worker {
@@ -99,6 +102,7 @@ impl Worker {
             out2: floats(w.unit_rows * chunk),
             head: [padded(w.head_dim); 3].map(floats),
             attention: AttentionScratch::new(w.head_dim),
+            search: Search::new(),
         }
     }
 
@@ -143,6 +147,8 @@ pub(super) struct Buffers {
     pub(super) logits: Vec<f32>,
     /// One row of logits of several.
     pub(super) logits_row: Vec<f32>,
+    /// What the coarse head found likeliest.
+    pub(super) best: Best,
     /// Distinct rotations, and the cosines and sines of the chunk's positions for each.
     pub(super) rotations: Vec<Rotation>,
 }
@@ -225,6 +231,7 @@ impl Buffers {
             delta: floats(panel_count(d) * PANEL_ROWS * chunk),
             logits: floats(vocab * HEAD_TOKENS.min(chunk)),
             logits_row: floats(vocab),
+            best: Best::new(),
             rotations: rotations(spec, chunk),
         }
     }

@@ -1,19 +1,23 @@
 //! From the residual stream to logits.
 
+use std::ops::Range;
+
 use gristmill_formats::codec::PANEL_ROWS;
-use gristmill_kernels::GROUP;
+use gristmill_kernels::{GROUP, Scratch};
 
 use super::Engine;
 use super::buffers::{HEAD_TOKENS, Worker, padded, panels_per_run};
 use super::forward::{Pending, prepare};
+use super::two_stage::{Coarse, Stages};
 use crate::model::view;
 
 impl Engine {
-    /// Logits after the last of the `tokens` that [`Engine::forward`] has just processed.
-    pub(super) fn last_logits(&mut self, tokens: usize) -> &mut [f32] {
+    /// Logits after the last of the `tokens` that [`Engine::forward`] has just processed: the `top` largest,
+    /// or all.
+    pub(super) fn last_logits(&mut self, tokens: usize, top: usize) -> &mut [f32] {
         let part = self.model.layers.iter().map(Vec::len).sum();
         self.model.stream.begin(part);
-        let Self { model, kernels, pool, workers, buffers, .. } = self;
+        let Self { model, kernels, pool, workers, buffers, head_use, .. } = self;
         let (kernels, vocab) = (*kernels, model.head.rows());
         let pending = model.last_block();
         let d = model.spec().d_model as usize;
@@ -26,21 +30,28 @@ impl Engine {
         pending.add(kernels, &buffers.delta, tokens, last, x, row, row2);
         let norm = &model.final_norm;
         kernels.rms_norm(x, &norm.gain, norm.eps, norm.len, row);
-        prepare(kernels, &[&model.head], row, d, &mut act[0], 0);
+        let coarse = model.coarse.as_ref().and_then(|coarse| Coarse::of(coarse, &row[..d], top));
+        let matrices = [&model.head, coarse.as_ref().map_or(&model.head, Coarse::matrix)];
+        prepare(kernels, &matrices, row, d, &mut act[0], 0);
         let act = &*act;
-        pool.for_each_run(
-            workers,
-            &mut buffers.logits[..rows],
-            PANEL_ROWS,
-            longest,
-            |w, first, out| {
-                let panels = first..first + out.len() / PANEL_ROWS;
-                kernels.matmul(view(&model.head), panels, act, 1, &mut w.scratch, out);
-                if let Some(cap) = model.spec().logit_softcap {
+        let softcap = model.spec().logit_softcap;
+        let fine = |scratch: &mut Scratch, panels: Range<usize>, out: &mut [f32]| {
+            kernels.matmul(view(&model.head), panels, act, 1, scratch, out);
+        };
+        let logits = &mut buffers.logits[..rows];
+        match coarse {
+            Some(coarse) => {
+                let stages = Stages { coarse, kernels, act, softcap, longest };
+                head_use.panels += stages.run(pool, workers, logits, &mut buffers.best, fine);
+                head_use.tokens += 1;
+            }
+            None => pool.for_each_run(workers, logits, PANEL_ROWS, longest, |w, first, out| {
+                fine(&mut w.scratch, first..first + out.len() / PANEL_ROWS, out);
+                if let Some(cap) = softcap {
                     kernels.softcap(out, cap);
                 }
-            },
-        );
+            }),
+        }
         self.model.stream.end(part);
         &mut self.buffers.logits[..vocab]
     }
@@ -54,7 +65,7 @@ impl Engine {
     ) {
         if tokens == 1 {
             if from == 0 {
-                each(0, self.last_logits(1));
+                each(0, self.last_logits(1, usize::MAX));
             }
             return;
         }

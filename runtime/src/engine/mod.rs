@@ -3,6 +3,7 @@
 mod buffers;
 mod forward;
 mod head;
+mod two_stage;
 
 use std::sync::Arc;
 
@@ -71,6 +72,23 @@ pub struct KernelUse {
     pub prefill: String,
 }
 
+/// How the two-stage head was used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadUse {
+    /// Tokens whose logits were computed in two stages.
+    pub tokens: u64,
+    /// Panels of the real head that were computed for them.
+    pub panels: u64,
+}
+
+impl HeadUse {
+    /// What was added since.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self { tokens: self.tokens - before.tokens, panels: self.panels - before.panels }
+    }
+}
+
 /// Computes logits for one sequence.
 #[derive(Debug)]
 pub struct Engine {
@@ -86,9 +104,13 @@ pub struct Engine {
     position: usize,
     /// Largest position ever written since the last reset, for the check in [`Engine::rewind`].
     written: usize,
+    head_use: HeadUse,
 }
 
 impl Engine {
+    /// Most logits that the two-stage head looks for.
+    pub const MAX_TOP: usize = 256;
+
     /// Plans and allocates all memory that running needs.
     ///
     /// # Errors
@@ -141,6 +163,7 @@ impl Engine {
             chunk,
             position: 0,
             written: 0,
+            head_use: HeadUse::default(),
             model,
         })
     }
@@ -163,7 +186,11 @@ impl Engine {
     /// Kernel of each codec that the model uses.
     pub fn kernel_uses(&self) -> Vec<KernelUse> {
         let name = |codec, tokens| self.kernels.matmul_name(codec, tokens);
-        let uses = self.model.codecs().into_iter();
+        let mut codecs = self.model.codecs();
+        codecs.extend(self.model.coarse_head().map(|coarse| coarse.matrix.codec.id()));
+        codecs.sort_unstable();
+        codecs.dedup();
+        let uses = codecs.into_iter();
         uses.map(|codec| KernelUse {
             codec,
             decode: name(codec, 1),
@@ -201,6 +228,11 @@ impl Engine {
         }
     }
 
+    /// How the two-stage head was used since the engine was built.
+    pub fn head_use(&self) -> HeadUse {
+        self.head_use
+    }
+
     /// Forgets the sequence.
     pub fn reset(&mut self) {
         self.position = 0;
@@ -226,13 +258,23 @@ impl Engine {
     /// When there are no tokens, one is not in the vocabulary, or they do not fit the context. The
     /// sequence is unchanged then.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<&mut [f32]> {
+        self.prefill_top(tokens, usize::MAX)
+    }
+
+    /// [`Self::prefill`] for who needs only the `top` largest logits: others may be -∞, and the rest have the
+    /// same bits. Without a coarse head ([`Model::set_head`]), and for more than [`Self::MAX_TOP`], all are
+    /// computed.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub fn prefill_top(&mut self, tokens: &[u32], top: usize) -> Result<&mut [f32]> {
         self.check(tokens)?;
         let mut count = 0;
         for chunk in tokens.chunks(self.chunk) {
             self.forward(chunk);
             count = chunk.len();
         }
-        Ok(self.last_logits(count))
+        Ok(self.last_logits(count, top))
     }
 
     /// Appends one token and returns the logits after it. Allocates nothing.
@@ -240,9 +282,17 @@ impl Engine {
     /// # Errors
     /// As [`Self::prefill`].
     pub fn decode(&mut self, token: u32) -> Result<&mut [f32]> {
+        self.decode_top(token, usize::MAX)
+    }
+
+    /// [`Self::decode`] for who needs only the `top` largest logits, as [`Self::prefill_top`].
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub fn decode_top(&mut self, token: u32, top: usize) -> Result<&mut [f32]> {
         self.check(&[token])?;
         self.forward(&[token]);
-        Ok(self.last_logits(1))
+        Ok(self.last_logits(1, top))
     }
 
     /// Appends tokens and hands the logits after each from index `from` on to `each`, in order, as

@@ -58,6 +58,21 @@ impl Sampler {
         &self.config
     }
 
+    /// How many of the largest logits the next token depends on; `usize::MAX` for all. Others may be minus
+    /// infinity.
+    ///
+    /// A penalty above 1 only lowers logits: what is among the k largest after it was among the k + m
+    /// largest before, m tokens having been seen. One below 1 may raise any.
+    pub fn reach(&self) -> usize {
+        let SamplerConfig { temperature, top_k, repetition_penalty, .. } = self.config;
+        let kept = match (temperature, top_k) {
+            (0.0, _) => 1,
+            (_, 0) => return usize::MAX,
+            (_, k) => k as usize,
+        };
+        if repetition_penalty < 1.0 { usize::MAX } else { kept + self.history.distinct().len() }
+    }
+
     /// Chooses a token. Logits of seen tokens are changed in place by the repetition penalty.
     ///
     /// # Panics

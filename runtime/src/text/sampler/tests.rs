@@ -271,3 +271,29 @@ fn configuration_reads_partial_json_and_refuses_unknown_keys() {
     assert_eq!(config, SamplerConfig { temperature: 0.5, ..SamplerConfig::default() });
     assert!(serde_json::from_str::<SamplerConfig>(r#"{"temprature":0.5}"#).is_err());
 }
+
+proptest! {
+    #[test]
+    fn logits_beyond_the_reach_change_nothing(
+        seed in any::<u64>(),
+        penalty in prop::sample::select(vec![0.5f32, 1.0, 1.5]),
+        top_k in 0..8u32,
+        temperature in prop::sample::select(vec![0.0f32, 0.7]),
+    ) {
+        let config =
+            SamplerConfig { temperature, top_k, repetition_penalty: penalty, seed, ..open() };
+        let mut samplers = [sampler(&config, 60), sampler(&config, 60)];
+        for sampler in &mut samplers {
+            (0..seed % 20).for_each(|n| sampler.accept((n * n % 60) as u32));
+        }
+        let all = logits(seed, 60);
+        let mut order: Vec<usize> = (0..60).filter(|&i| !all[i].is_nan()).collect();
+        order.sort_by(|&a, &b| all[b].total_cmp(&all[a]).then(a.cmp(&b)));
+        let mut reached = all.clone();
+        for &beyond in order.iter().skip(samplers[0].reach()) {
+            reached[beyond] = f32::NEG_INFINITY;
+        }
+        let [sampler, same] = &mut samplers;
+        prop_assert_eq!(sampler.sample(&mut all.clone()), same.sample(&mut reached));
+    }
+}
