@@ -7,9 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
-use gristmill_runtime::{EngineConfig, Head, Isa, KvType, Residency};
+use gristmill_runtime::{EngineConfig, Head, Isa, Residency};
 
 use crate::knobs;
+use crate::kv::KvArg;
 
 const MODEL_HELP: &str =
     "A .grist file, a Hugging Face directory, or org/name[@revision] in the hub cache";
@@ -220,9 +221,10 @@ pub(crate) struct EvalArgs {
     /// Model to compare with, usually the original checkpoint
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<String>,
-    /// Element type of the key/value cache; the reference has f16, or f32 if this is f32
+    /// Element type of the key/value cache, auto: the smallest that costs little; the reference has
+    /// f16, or f32 if this is f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
-    pub(crate) kv: KvType,
+    pub(crate) kv: KvArg,
     /// Exit with 3 when the perplexity is above this
     #[arg(long, value_name = "X")]
     pub(crate) max_ppl: Option<f64>,
@@ -254,9 +256,9 @@ pub(crate) struct BenchArgs {
     /// Repeats of each measurement
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repeat: usize,
-    /// Element type of the key/value cache
+    /// Element type of the key/value cache; auto measures and takes the smallest that costs little
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
-    pub(crate) kv: KvType,
+    pub(crate) kv: KvArg,
     /// Where the weights are; see `gristmill run --help`
     #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
     pub(crate) residency: Residency,
@@ -361,9 +363,9 @@ pub(crate) struct EngineArgs {
     /// Tokens that prompt and reply may have together [default: the model's limit, at most 4096]
     #[arg(long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
-    /// Element type of the key/value cache
+    /// Element type of the key/value cache; auto measures and takes the smallest that costs little
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
-    pub(crate) kv: KvType,
+    pub(crate) kv: KvArg,
     /// Where the weights are: the mapped file, a copy in huge pages, a copy of what fits with the rest
     /// streamed from the file, or what suits the model's size and the free memory
     #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
@@ -419,8 +421,8 @@ fn head_parser() -> impl TypedValueParser<Value = Head> {
     names(Head::ALL.map(|head| (head.name(), head)))
 }
 
-fn kv_parser() -> impl TypedValueParser<Value = KvType> {
-    names(KvType::ALL.map(|kv| (kv.name(), kv)))
+fn kv_parser() -> impl TypedValueParser<Value = KvArg> {
+    names(KvArg::all())
 }
 
 fn isa_parser() -> impl TypedValueParser<Value = Isa> {

@@ -9,6 +9,7 @@ mod error;
 mod generate;
 mod interrupt;
 mod knobs;
+mod kv;
 mod measure;
 mod progress;
 mod render;

@@ -24,15 +24,17 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    pub(crate) fn engine(&self, model: &Arc<Model>, kv: KvType) -> Result<Engine> {
-        let config = EngineConfig {
+    pub(crate) fn config(&self) -> EngineConfig {
+        EngineConfig {
             threads: self.threads,
             isa: self.isa,
             context: Some(self.context),
-            kv,
             ..EngineConfig::default()
-        };
-        Ok(Engine::new(model.clone(), &config)?)
+        }
+    }
+
+    pub(crate) fn engine(&self, model: &Arc<Model>, kv: KvType) -> Result<Engine> {
+        Ok(Engine::new(model.clone(), &EngineConfig { kv, ..self.config() })?)
     }
 }
 

@@ -16,6 +16,7 @@ mod bench;
 mod error;
 mod host;
 mod hwbench;
+mod kv_choice;
 mod model_facts;
 mod probe;
 mod quality;
@@ -30,6 +31,7 @@ pub use hwbench::{
     Case, Ceiling, CeilingRow, Family, HwBenchConfig, HwBenchReport, HwBenchRow, Operation, Origin,
     SlowChoice, Subject, TOLERANCE, Unit, hwbench,
 };
+pub use kv_choice::{KvChoice, KvDivergence, MAX_KV_KLD, choose_kv};
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
     Divergence, Estimate, Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality,

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gristmill_eval::{BenchConfig, EvalError, Protocol, QualityConfig, TextTokens, bench, quality};
+use gristmill_eval::{
+    BenchConfig, EvalError, MAX_KV_KLD, Protocol, QualityConfig, TextTokens, bench, choose_kv,
+    quality,
+};
 use gristmill_formats::codec::Codec;
 use gristmill_formats::model::{
     Activation, AttentionSpec, BlockSpec, LayerSpec, Mixer, MlpSpec, ModelSpec, NormSpec,
@@ -315,6 +318,11 @@ fn a_benchmark_yields_positive_numbers_and_all_of_its_progress() {
         assert_eq!(row.kv_bytes_per_token, 2 * 42 * 2 * 2 * (16 + 4));
         assert_eq!(row.bytes_per_token, row.weight_bytes_per_token + row.kv_bytes_per_token);
     }
+    // The mean position, 41, sees 16 positions before it and its own block of them in f16.
+    let config = BenchConfig { threads: vec![1], repeat: 1, kv: KvType::Int4, ..config };
+    let int4 = bench(&open, &config, &Silent).expect("measured");
+    let (exact, coded) = (26 * 4 * 16, 16 * 2 * (8 + 4));
+    assert_eq!(int4.rows[0].kv_bytes_per_token, 2 * 2 * (exact + coded));
     let known = report.memory.anonymous_peak_bytes.is_some();
     assert_eq!(report.memory.reason.is_none(), known);
     assert!(!report.kernels.is_empty() && !report.isa.is_empty());
@@ -345,4 +353,22 @@ fn impossible_benchmarks_are_refused() {
     let closed = || Err("no such file".to_string());
     let result = bench(&closed, &valid, &Silent);
     assert!(matches!(result, Err(EvalError::Open(message)) if message == "no such file"));
+}
+
+#[test]
+fn the_smallest_cache_that_costs_little_is_chosen_by_measurement() {
+    let ids = (0..600u32).map(|i| i * 131 % VOCAB).collect();
+    let text = TextTokens::new(b"any", ids, None);
+    let model = TinyModel::load(1, VOCAB);
+    let config = EngineConfig { threads: Some(1), ..EngineConfig::default() };
+    let (kv, choice) = choose_kv(&model, &config, &text, &Silent).expect("measured");
+    assert_eq!((choice.kv.as_str(), choice.max_kld), (kv.name(), MAX_KV_KLD));
+    // Two windows of the model's 256 tokens, of which the second half is scored.
+    assert_eq!(choice.tokens, 2 * 127);
+    let measured: Vec<_> = choice.measured.iter().map(|m| (m.kv.as_str(), m.kld)).collect();
+    assert!(measured.iter().all(|(_, kld)| *kld > 0.0), "no type is f16: {measured:?}");
+    let fits = measured.iter().find(|(_, kld)| *kld <= MAX_KV_KLD);
+    assert_eq!(kv.name(), fits.map_or("f16", |(name, _)| name));
+    assert_eq!(measured[0].0, "int4");
+    assert!(choose_kv(&model, &config, &TextTokens::new(b"", vec![1], None), &Silent).is_err());
 }

@@ -1,7 +1,9 @@
 //! `bench`: speed and memory.
 
 use anyhow::Result;
-use gristmill_eval::{BenchConfig, BenchReport, bench};
+use gristmill_eval::{BenchConfig, BenchReport, KvChoice, bench};
+use gristmill_runtime::EngineConfig;
+use serde::Serialize;
 
 use super::Session;
 use crate::args::BenchArgs;
@@ -21,7 +23,6 @@ pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
         r#gen: args.r#gen,
         depth: args.depth,
         repeat: args.repeat,
-        kv: args.kv,
         isa: session.isa,
         ..BenchConfig::default()
     };
@@ -40,6 +41,13 @@ pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
     } else if let Some(threads) = knobs::threads()? {
         config.threads = vec![threads];
     }
+    let engines = EngineConfig {
+        threads: config.threads.iter().max().copied(),
+        isa: session.isa,
+        ..EngineConfig::default()
+    };
+    let (kv, kv_choice) = args.kv.resolve(&source, &source.load()?, &engines)?;
+    config.kv = kv;
     let path = source.path.clone();
     drop(source);
     let open = || {
@@ -50,12 +58,20 @@ pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
     let progress = TerminalProgress::new();
     let report = bench(&open, &config, &progress)?;
     drop(progress);
-    render::emit(&report, session.json)?;
+    render::emit(&Benchmark { report, kv_choice }, session.json)?;
     Ok(Outcome::Done)
 }
 
-impl Render for BenchReport {
+#[derive(Debug, Serialize)]
+struct Benchmark {
+    #[serde(flatten)]
+    report: BenchReport,
+    /// Null when the user named the type of the cache.
+    kv_choice: Option<KvChoice>,
+}
+
+impl Render for Benchmark {
     fn text(&self) -> String {
-        self.table()
+        self.report.table()
     }
 }

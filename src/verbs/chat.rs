@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context, Result};
+use gristmill_eval::KvChoice;
 use gristmill_runtime::text::{
     ChatTemplate, Message, Sampler, SamplerConfig, TextError, Tokenizer,
 };
@@ -25,6 +26,10 @@ struct ChatResult {
     messages: Vec<Message>,
     /// One per reply, since the beginning.
     turns: Vec<Turn>,
+    /// Element type of the key/value cache.
+    kv: &'static str,
+    /// Null when the user named the type.
+    kv_choice: Option<KvChoice>,
     fingerprint: String,
 }
 
@@ -68,7 +73,8 @@ pub(super) fn run(session: Session, args: &ChatArgs) -> Result<Outcome> {
         other => other?,
     };
     let tokenizer = source.tokenizer()?;
-    let engine = session.engine(&source, &args.engine)?;
+    let (engine, kv_choice) = session.engine(&source, &args.engine)?;
+    let kv = engine.kv().name();
     let defaults = SamplerConfig::from_defaults(assets.generation());
     let sampling = args.sampling.apply(defaults, fresh_seed());
     let interactive = io::stdin().is_terminal();
@@ -113,6 +119,8 @@ pub(super) fn run(session: Session, args: &ChatArgs) -> Result<Outcome> {
             schema_version: SCHEMA_VERSION,
             messages: chat.messages,
             turns: chat.turns,
+            kv,
+            kv_choice,
             fingerprint: assets.fingerprint(),
         };
         io::stdout().lock().write_all(render::json_text(&result)?.as_bytes())?;

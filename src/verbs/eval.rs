@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use gristmill_eval::{QualityConfig, QualityReport, quality};
+use gristmill_eval::{KvChoice, QualityConfig, QualityReport, quality};
 use gristmill_runtime::KvType;
 use serde::Serialize;
 
@@ -19,6 +19,8 @@ use crate::source::Source;
 struct Evaluation {
     #[serde(flatten)]
     report: QualityReport,
+    /// Null when the user named the type of the cache.
+    kv_choice: Option<KvChoice>,
     checks: Vec<Check>,
 }
 
@@ -43,12 +45,13 @@ pub(super) fn run(session: Session, args: &EvalArgs) -> Result<Outcome> {
     };
     let tokens = measure::tokenize(&source.tokenizer()?, &text)?;
     let setup = Setup { threads: args.threads.resolve()?, isa: session.isa, context: config.ctx };
-    let mut student = setup.engine(&model, args.kv)?;
+    let (kv, kv_choice) = args.kv.resolve(&source, &model, &setup.config())?;
+    let mut student = setup.engine(&model, kv)?;
     let mut reference = match &args.reference {
         // The usual cache type, so that the divergence is that of the weights, and shows the loss of
         // a narrower cache when one is asked for.
         Some(name) => {
-            let kv = if args.kv == KvType::F32 { KvType::F32 } else { KvType::F16 };
+            let kv = if kv == KvType::F32 { KvType::F32 } else { KvType::F16 };
             Some(setup.engine(&Source::open(name)?.load()?, kv)?)
         }
         None => None,
@@ -65,7 +68,7 @@ pub(super) fn run(session: Session, args: &EvalArgs) -> Result<Outcome> {
         let (value, max) = (value?, max?);
         Some(Check { name, value, max, passed: value <= max })
     });
-    let evaluation = Evaluation { checks: checks.collect(), report };
+    let evaluation = Evaluation { checks: checks.collect(), kv_choice, report };
     render::emit(&evaluation, session.json)?;
     let passed = evaluation.checks.iter().all(|check| check.passed);
     Ok(if passed { Outcome::Done } else { Outcome::CheckFailed })

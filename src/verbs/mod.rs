@@ -13,6 +13,7 @@ mod verify;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use gristmill_eval::KvChoice;
 use gristmill_runtime::text::Sampler;
 use gristmill_runtime::{Engine, EngineConfig, Isa};
 
@@ -52,17 +53,14 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
 
 impl Session {
     /// The engine that `run` and `chat` use.
-    fn engine(&self, source: &Source, args: &EngineArgs) -> Result<Engine> {
+    fn engine(&self, source: &Source, args: &EngineArgs) -> Result<(Engine, Option<KvChoice>)> {
         let threads = args.threads.resolve()?;
         let model = source.load_as(args.residency, args.head, threads)?;
-        let config = EngineConfig {
-            threads,
-            isa: self.isa,
-            context: args.ctx,
-            kv: args.kv,
-            ..EngineConfig::default()
-        };
-        Ok(Engine::new(model, &config)?)
+        let mut config =
+            EngineConfig { threads, isa: self.isa, context: args.ctx, ..EngineConfig::default() };
+        let (kv, choice) = args.kv.resolve(source, &model, &config)?;
+        config.kv = kv;
+        Ok((Engine::new(model, &config)?, choice))
     }
 }
 

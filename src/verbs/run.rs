@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use gristmill_eval::KvChoice;
 use gristmill_runtime::text::{ChatTemplate, Message, Sampler, SamplerConfig};
 use serde::Serialize;
 use serde_json::Map;
@@ -31,6 +32,8 @@ struct RunResult<'a> {
     threads: usize,
     isa: &'static str,
     kv: &'static str,
+    /// Null when the user named the type.
+    kv_choice: Option<KvChoice>,
     fingerprint: String,
 }
 
@@ -48,7 +51,7 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
     let source = Source::open(&args.model)?;
     let prompt = read_prompt(args)?;
     let tokenizer = source.tokenizer()?;
-    let mut engine = session.engine(&source, &args.engine)?;
+    let (mut engine, kv_choice) = session.engine(&source, &args.engine)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
 
     let start = Instant::now();
@@ -106,7 +109,7 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
             render::rate(load_ms),
             engine.threads(),
             engine.isa().name(),
-            args.engine.kv.name(),
+            engine.kv().name(),
         ));
         if let Some(coarse) = engine.model().coarse_head() {
             render::note(coarse);
@@ -125,7 +128,8 @@ pub(super) fn run(session: Session, args: &RunArgs) -> Result<Outcome> {
             timings: AllTimings { load_ms, tokenize_ms, generation: generated.timings },
             threads: engine.threads(),
             isa: engine.isa().name(),
-            kv: args.engine.kv.name(),
+            kv: engine.kv().name(),
+            kv_choice,
             fingerprint: source.model_source().fingerprint(),
         })?;
         io::stdout().lock().write_all(text.as_bytes())?;

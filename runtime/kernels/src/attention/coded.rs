@@ -257,6 +257,8 @@ fn value_pair<C: Codes>(padded: usize, slot: usize, d: usize) -> usize {
 
 // SAFETY: offsets stay within the slots and rows that the trait names.
 unsafe impl<C: Codes> Family for Coded<C> {
+    const SUMS: usize = 2;
+
     #[inline(always)]
     unsafe fn write<S: Simd>(kv: KvViewMut, position: usize, k: *mut f32, v: *mut f32) {
         let (padded, slot) = (kv.padded(), position % kv.capacity);

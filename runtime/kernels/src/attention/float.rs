@@ -74,6 +74,8 @@ fn value<S: Simd, E: Element>(kv: KvView, slot: usize, d: usize) -> S::F {
 
 // SAFETY: offsets stay within the slots and rows that the trait names.
 unsafe impl<E: Element> Family for Float<E> {
+    const SUMS: usize = 1;
+
     #[inline(always)]
     unsafe fn write<S: Simd>(kv: KvViewMut, position: usize, k: *mut f32, v: *mut f32) {
         let (padded, slot) = (kv.padded(), position % kv.capacity);

@@ -133,6 +133,9 @@ impl Tile {
 /// As for [`Simd`]. Implementations touch nothing but what each method names: slots of the cache and
 /// rows of the scratch memory.
 pub(crate) unsafe trait Family: Copy {
+    /// Registers that a row's sums take for each vector of keys or of a value.
+    const SUMS: usize;
+
     /// Stores `k` and `v`, `padded` elements each, which it may change.
     unsafe fn write<S: Simd>(kv: KvViewMut, position: usize, k: *mut f32, v: *mut f32);
 
@@ -183,10 +186,14 @@ pub(crate) unsafe fn attend<S: Simd, K: Family>(
         unsafe {
             let (q, s) = (&queries[row..], &spans[row..]);
             let (out, parts) = (out.add(row * width), parts.clone());
-            // Few rows take several blocks at a time, so that chains hide each other's latency.
+            // Of 32 registers 24 hold sums. Two blocks share the loads of queries, and few rows take
+            // several, so that chains hide each other's latency.
             row += match s.len() {
-                12.. if S::TILE_GROUPS > 1 => {
-                    tile::<S, K, 12, 1>(kv, q, s, rule, parts, scratch, out)
+                12.. if S::TILE_GROUPS > 1 && K::SUMS == 1 => {
+                    tile::<S, K, 12, 2>(kv, q, s, rule, parts, scratch, out)
+                }
+                6.. if S::TILE_GROUPS > 1 && K::SUMS == 2 => {
+                    tile::<S, K, 6, 2>(kv, q, s, rule, parts, scratch, out)
                 }
                 4.. => tile::<S, K, 4, 2>(kv, q, s, rule, parts, scratch, out),
                 3 => tile::<S, K, 3, 2>(kv, q, s, rule, parts, scratch, out),

@@ -58,6 +58,8 @@ impl Tile {
 // SAFETY: the families that it is made of stay within the slots and rows that the trait names, each in
 // its own ring.
 unsafe impl Family for Windowed {
+    const SUMS: usize = Past::SUMS;
+
     #[inline(always)]
     unsafe fn write<S: Simd>(kv: KvViewMut, position: usize, k: *mut f32, v: *mut f32) {
         // SAFETY: the trait's contract.
