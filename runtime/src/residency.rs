@@ -1,11 +1,12 @@
 //! Where weights are while they are read: in the mapped file, copied into huge pages, or, when there is
 //! too little memory, partly copied and otherwise streamed.
 //!
-//! A mapped file has pages of 4 KiB, and a sequential read of memory is slower over these than over pages
-//! of 2 MiB; with the kernels' prefetches, by a few percent. A copy costs a load time and memory that the
-//! system cannot drop, so it is made only on request. A model that does not fit would push its own
-//! beginning out of the file cache before it is read again; so as much of the beginning as fits is copied,
-//! where it stays, and the rest is fetched ahead of its use and dropped after it.
+//! A mapped file has pages of 4 KiB, scattered as the file cache took them, and a sequential read of memory
+//! is slower over these than over pages of 2 MiB: by 4 to 30 % of a model that no cache holds. A copy costs
+//! a load time and memory that the system cannot drop, so it is made for large models where there is ample
+//! memory. A model that does not fit would push its own beginning out of the file cache before it is read
+//! again; so as much of the beginning as fits is copied, where it stays, and the rest is fetched ahead of
+//! its use and dropped after it.
 
 use std::fmt;
 use std::time::Instant;
@@ -17,6 +18,11 @@ use crate::error::{Result, RuntimeError};
 use crate::memory::available_memory_bytes;
 use crate::model::Model;
 
+/// [`Residency::Auto`] copies a model of at least so many bytes: smaller ones gain nothing where a cache
+/// holds them, and should open at once.
+const COPY_LEAST: u64 = 256 << 20;
+/// [`Residency::Auto`] copies a model only if it takes at most this share of the available memory.
+const COPY_SHARE: u64 = 4;
 /// Part of the available memory, in percent, that weights may take before they are streamed.
 const FIT_PERCENT: u64 = 90;
 /// Part of the available memory, in percent, that the copied beginning of a streamed model takes.
@@ -29,7 +35,8 @@ const ALIGN: usize = 64;
 /// A policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Residency {
-    /// [`Self::Map`] if the model fits the available memory, else [`Self::Stream`].
+    /// [`Self::Stream`] if the model does not fit the available memory, [`Self::Huge`] if it is large and
+    /// takes little of it, else [`Self::Map`].
     #[default]
     Auto,
     /// The mapped file: opens at once, shared with other processes, and the system may drop it.
@@ -55,10 +62,15 @@ impl Residency {
     }
 
     /// What [`Self::Auto`] stands for, given the bytes of the weights and of the available memory.
-    fn resolve(self, weights: u64, available: Option<u64>) -> Self {
+    fn resolve(self, weights: u64, available: Option<u64>, huge_pages: bool) -> Self {
         match (self, available) {
             (Self::Auto, Some(available)) if weights > percent(available, FIT_PERCENT) => {
                 Self::Stream
+            }
+            (Self::Auto, Some(available))
+                if huge_pages && (COPY_LEAST..=available / COPY_SHARE).contains(&weights) =>
+            {
+                Self::Huge
             }
             (Self::Auto, _) => Self::Map,
             (chosen, _) => chosen,
@@ -172,7 +184,7 @@ impl Model {
         threads: usize,
     ) -> Result<()> {
         let weights = self.distinct_matrix_bytes();
-        let residency = residency.resolve(weights, available);
+        let residency = residency.resolve(weights, available, has_huge_pages());
         let room = match (residency, available) {
             (Residency::Huge, Some(available)) if weights > percent(available, FIT_PERCENT) => {
                 return Err(RuntimeError::Residency {
@@ -275,16 +287,27 @@ fn copy(sources: &[&[u8]], places: &[std::ops::Range<usize>], to: &mut [u8], thr
     });
 }
 
+/// Whether the system gives huge pages to who asks for them.
+fn has_huge_pages() -> bool {
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    enabled.is_ok_and(|text| !text.contains("[never]"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn auto_streams_what_is_too_large() {
-        assert_eq!(Residency::Auto.resolve(36, Some(40)), Residency::Map);
-        assert_eq!(Residency::Auto.resolve(37, Some(40)), Residency::Stream);
-        assert_eq!(Residency::Auto.resolve(37, None), Residency::Map);
-        assert_eq!(Residency::Huge.resolve(37, Some(1)), Residency::Huge);
+    fn auto_copies_large_models_and_streams_what_is_too_large() {
+        let auto = |weights, available, huge| Residency::Auto.resolve(weights, available, huge);
+        assert_eq!(auto(36, Some(40), true), Residency::Map);
+        assert_eq!(auto(37, Some(40), true), Residency::Stream);
+        assert_eq!(auto(37, None, true), Residency::Map);
+        assert_eq!(auto(COPY_LEAST, Some(4 * COPY_LEAST), true), Residency::Huge);
+        assert_eq!(auto(COPY_LEAST, Some(4 * COPY_LEAST), false), Residency::Map);
+        assert_eq!(auto(COPY_LEAST - 1, Some(4 * COPY_LEAST), true), Residency::Map);
+        assert_eq!(auto(COPY_LEAST + 1, Some(4 * COPY_LEAST), true), Residency::Map);
+        assert_eq!(Residency::Huge.resolve(37, Some(1), false), Residency::Huge);
     }
 
     #[test]

@@ -184,3 +184,21 @@ fn hwbench_refuses_a_check_that_compares_nothing() {
         assert!(said.stderr.contains("hint: "), "{}", said.stderr);
     }
 }
+
+#[test]
+fn a_cache_chosen_by_measurement_is_reported_with_its_figures() {
+    let greedy =
+        ["run", str(packed()), "-p", "ROMEO:", "-n", "4", "--temp", "0", "--raw", "--json"];
+    let said = run(&[greedy.as_slice(), &["--kv", "auto"]].concat()).expect(0);
+    let document = said.json();
+    let choice = &document["kv_choice"];
+    assert_eq!(document["kv"], choice["kv"]);
+    let measured = choice["measured"].as_array().unwrap();
+    assert_eq!(measured[0]["kv"], "int4");
+    assert!(measured[0]["kld"].as_f64().unwrap() > 0.0);
+    let chosen = document["kv"].as_str().unwrap();
+    assert!(said.stderr.contains(&format!("KV {chosen}: divergence from f16")), "{}", said.stderr);
+    let named = run(&[greedy.as_slice(), &["--kv", chosen]].concat()).expect(0).json();
+    assert!(named["kv_choice"].is_null());
+    assert_eq!(named["ids"], document["ids"], "the type is what it says");
+}

@@ -207,7 +207,6 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
     let width = const { if T == 1 { 1 } else { GROUP } };
     let act = |t: usize| tokens.acts[t / width];
     let blocks = block_count(panels.cols);
-    let header = header_bytes(panels.cols);
     let shift = i32::from(codec.shift());
     for b in 0..if C::SHIFTS { blocks } else { 0 } {
         for t in 0..T {
@@ -220,21 +219,48 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
             }
         }
     }
-    for panel_index in 0..panels.count {
-        // SAFETY: the panel has its header and `blocks` blocks; prefetches may go anywhere.
-        unsafe {
-            let panel = panels.first.add(panel_index * panels.stride);
-            let mut codes = panel.add(header);
-            let mut scales = panel.add(ROW_SCALES_BYTES);
-            // The next panel's header is not among the lines that the loop below runs ahead of.
+    // One token is read in two streams, from the first panel on and from the middle: each has its own
+    // prefetches in flight.
+    let pairs = if T == 1 { panels.count / 2 } else { 0 };
+    for i in 0..pairs {
+        // SAFETY: the contract above; panels i and pairs + i are among the run's.
+        unsafe { stream::<S, C, P, T, 2>(codec, panels, [i, pairs + i], tokens, out) }
+    }
+    for i in 2 * pairs..panels.count {
+        // SAFETY: the contract above.
+        unsafe { stream::<S, C, P, T, 1>(codec, panels, [i], tokens, out) }
+    }
+}
+
+/// [`gemv`] for `N` panels side by side.
+#[inline(always)]
+unsafe fn stream<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize, const N: usize>(
+    codec: C,
+    panels: Panels,
+    indices: [usize; N],
+    tokens: FewTokens,
+    out: *mut f32,
+) {
+    let width = const { if T == 1 { 1 } else { GROUP } };
+    let act = |t: usize| tokens.acts[t / width];
+    let header = header_bytes(panels.cols);
+    // SAFETY: panels have their header and blocks; prefetches may go anywhere.
+    unsafe {
+        let first = indices.map(|i| panels.first.add(i * panels.stride));
+        let mut codes = first.map(|panel| panel.add(header));
+        let mut scales = first.map(|panel| panel.add(ROW_SCALES_BYTES));
+        // The next panel's header is not among the lines that the loop below runs ahead of.
+        for panel in first {
             for line in 0..header / 64 {
                 S::prefetch_far(panel.wrapping_add(PREFETCH_FAR + 64 * line));
             }
-            let mut sums = [S::splat(0.0); T];
-            for b in 0..blocks {
+        }
+        let mut sums = [[S::splat(0.0); T]; N];
+        for b in 0..block_count(panels.cols) {
+            for n in 0..N {
                 for line in 0..C::BLOCK_BYTES / 64 {
-                    S::prefetch_near(codes.wrapping_add(PREFETCH_NEAR + 64 * line));
-                    S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
+                    S::prefetch_near(codes[n].wrapping_add(PREFETCH_NEAR + 64 * line));
+                    S::prefetch_far(codes[n].wrapping_add(PREFETCH_FAR + 64 * line));
                 }
                 // One token has two chains, so that they hide each other's latency.
                 let mut even: [[S::I; P]; T] = std::array::from_fn(|t| {
@@ -243,7 +269,7 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
                 });
                 let mut odd = [[S::splat_i(0); P]; T];
                 for v in 0..4 {
-                    let [low, high] = codec.weights(codes, v);
+                    let [low, high] = codec.weights(codes[n], v);
                     for t in 0..T {
                         for p in 0..P {
                             let four = |i: usize| {
@@ -256,7 +282,7 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
                         }
                     }
                 }
-                let block_scale = C::scale(scales);
+                let block_scale = C::scale(scales[n]);
                 for t in 0..T {
                     let dots = std::array::from_fn(|p| {
                         let mut dot = even[t][p];
@@ -266,21 +292,23 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
                         if C::SHIFTS {
                             // Adding the shift to all 32 weights of a row adds shift * sum.
                             let shifted = *panels.shifted.add((b * T + t) * P + p);
-                            dot = S::add_where_top_bit(dot, scales, S::splat_i(shifted));
+                            dot = S::add_where_top_bit(dot, scales[n], S::splat_i(shifted));
                         }
                         dot
                     });
                     let act_scale = *act(t).scales.add(b * width + t % width);
                     let act_scale = act_scale * const { plane_factor::<P>() };
                     let scale = S::mul(block_scale, S::splat(act_scale));
-                    sums[t] = S::fma(combine::<S, P>(dots), scale, sums[t]);
+                    sums[n][t] = S::fma(combine::<S, P>(dots), scale, sums[n][t]);
                 }
-                codes = codes.add(C::BLOCK_BYTES);
-                scales = scales.add(PANEL_ROWS);
+                codes[n] = codes[n].add(C::BLOCK_BYTES);
+                scales[n] = scales[n].add(PANEL_ROWS);
             }
-            let row_scales = S::load_bf16(panel.cast());
-            for (t, &sum) in sums.iter().enumerate().take(tokens.count) {
-                let out = out.add((panel_index * tokens.count + t) * PANEL_ROWS);
+        }
+        for n in 0..N {
+            let row_scales = S::load_bf16(first[n].cast());
+            for (t, &sum) in sums[n].iter().enumerate().take(tokens.count) {
+                let out = out.add((indices[n] * tokens.count + t) * PANEL_ROWS);
                 S::store(out, S::mul(sum, row_scales));
             }
         }

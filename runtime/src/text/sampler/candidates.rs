@@ -25,9 +25,16 @@ impl Candidate {
 }
 
 /// Tokens still in the draw. Reserved for the whole vocabulary once.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Candidates {
     list: Vec<Candidate>,
+}
+
+/// The copy has the same room; what is in the list is between calls nobody's.
+impl Clone for Candidates {
+    fn clone(&self) -> Self {
+        Self::new(self.list.capacity())
+    }
 }
 
 impl Candidates {

@@ -297,3 +297,15 @@ proptest! {
         prop_assert_eq!(sampler.sample(&mut all.clone()), same.sample(&mut reached));
     }
 }
+
+#[test]
+fn a_copied_sampler_draws_what_the_original_draws() {
+    let config = SamplerConfig { temperature: 0.9, top_k: 5, seed: 3, ..SamplerConfig::default() };
+    let mut original = Sampler::new(config, 64).expect("a sampler");
+    let mut logits: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+    original.sample(&mut logits);
+    let mut copy = original.clone();
+    for _ in 0..20 {
+        assert_eq!(copy.sample(&mut logits.clone()), original.sample(&mut logits.clone()));
+    }
+}
