@@ -80,18 +80,28 @@ impl SharedBytes {
     /// Tells the system that mapped bytes will not be read for long, so that it drops their pages first.
     /// Nothing happens when they are not mapped, or where the system takes no such advice.
     pub fn done_with(&self) {
+        self.release();
         #[cfg(target_os = "linux")]
-        if let Some(MappedFile { map, file }) = self.map.as_deref() {
+        if let Some(MappedFile { file, .. }) = self.map.as_deref() {
+            // Pages that nobody has mapped leave the file cache at once: left to itself, the system
+            // would rather drop what was fetched ahead and not yet read.
+            let (start, len) = (self.range.start as u64, self.range.len() as u64);
+            let len = std::num::NonZeroU64::new(len);
+            let _ = rustix::fs::fadvise(file, start, len, rustix::fs::Advice::DontNeed);
+        }
+    }
+
+    /// Gives mapped pages back to the file cache, so that they no longer count as this process's.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Some(mapped) = self.map.as_deref() {
             let (start, len) = (self.range.start, self.range.len());
             // SAFETY: the mapping is read-only and of a file, so bytes that are read again come from
             // there unchanged.
             let _ = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                mapped.map.unchecked_advise_range(advice, start, len)
             };
-            // Pages that nobody has mapped leave the file cache at once: left to itself, the system
-            // would rather drop what was fetched ahead and not yet read.
-            let len = std::num::NonZeroU64::new(len as u64);
-            let _ = rustix::fs::fadvise(file, start as u64, len, rustix::fs::Advice::DontNeed);
         }
     }
 

@@ -206,8 +206,10 @@ impl Model {
             streamed_bytes: weights - copied_bytes,
             seconds: start.elapsed().as_secs_f64(),
         };
+        // What was copied is not read from the file again.
+        sources.iter().for_each(SharedBytes::release);
         if residency == Residency::Stream {
-            // What was copied is not read from the file again, and memory is short.
+            // And memory is short.
             sources.iter().for_each(SharedBytes::done_with);
             self.stream = Stream::new(self.mapped_parts());
         }
