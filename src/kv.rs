@@ -31,12 +31,12 @@ impl KvArg {
         KvType::ALL.map(|kv| (kv.name(), Self::Is(kv))).into_iter().chain([("auto", Self::Auto)])
     }
 
-    /// The type, with what was measured for it; `config` is how engines are built. What is chosen is
-    /// told on standard error.
+    /// The type, with what was measured for it, if it was; `config` is how engines are built. What is
+    /// chosen is told on standard error.
     pub(crate) fn resolve(
         self,
         source: &Source,
-        model: &Arc<Model>,
+        model: impl FnOnce() -> Result<Arc<Model>>,
         config: &EngineConfig,
     ) -> Result<(KvType, Option<KvChoice>)> {
         if let Self::Is(kv) = self {
@@ -46,7 +46,7 @@ impl KvArg {
         let text = &text[..text.floor_char_boundary(PROBE_BYTES)];
         let tokens = measure::tokenize(&source.tokenizer()?, text)?;
         let progress = TerminalProgress::new();
-        let (kv, choice) = choose_kv(model, config, &tokens, &progress)
+        let (kv, choice) = choose_kv(&model()?, config, &tokens, &progress)
             .context("cannot choose a type for the key/value cache")?;
         drop(progress);
         let mut line = format!("KV {}: divergence from f16", kv.name());

@@ -206,11 +206,14 @@ impl Model {
             streamed_bytes: weights - copied_bytes,
             seconds: start.elapsed().as_secs_f64(),
         };
-        // What was copied is not read from the file again.
-        sources.iter().for_each(SharedBytes::release);
-        if residency == Residency::Stream {
-            // And memory is short.
-            sources.iter().for_each(SharedBytes::done_with);
+        // What was copied is not read from the file again; for a stream, memory is short as well.
+        let streams = residency == Residency::Stream;
+        sources.iter().for_each(if streams {
+            SharedBytes::done_with
+        } else {
+            SharedBytes::release
+        });
+        if streams {
             self.stream = Stream::new(self.mapped_parts());
         }
         Ok(())

@@ -46,7 +46,7 @@ pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
         isa: session.isa,
         ..EngineConfig::default()
     };
-    let (kv, kv_choice) = args.kv.resolve(&source, &source.load()?, &engines)?;
+    let (kv, kv_choice) = args.kv.resolve(&source, || source.load(), &engines)?;
     config.kv = kv;
     let path = source.path.clone();
     drop(source);

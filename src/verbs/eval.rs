@@ -45,7 +45,7 @@ pub(super) fn run(session: Session, args: &EvalArgs) -> Result<Outcome> {
     };
     let tokens = measure::tokenize(&source.tokenizer()?, &text)?;
     let setup = Setup { threads: args.threads.resolve()?, isa: session.isa, context: config.ctx };
-    let (kv, kv_choice) = args.kv.resolve(&source, &model, &setup.config())?;
+    let (kv, kv_choice) = args.kv.resolve(&source, || Ok(model.clone()), &setup.config())?;
     let mut student = setup.engine(&model, kv)?;
     let mut reference = match &args.reference {
         // The usual cache type, so that the divergence is that of the weights, and shows the loss of

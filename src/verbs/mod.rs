@@ -58,7 +58,7 @@ impl Session {
         let model = source.load_as(args.residency, args.head, threads)?;
         let mut config =
             EngineConfig { threads, isa: self.isa, context: args.ctx, ..EngineConfig::default() };
-        let (kv, choice) = args.kv.resolve(source, &model, &config)?;
+        let (kv, choice) = args.kv.resolve(source, || Ok(model.clone()), &config)?;
         config.kv = kv;
         Ok((Engine::new(model, &config)?, choice))
     }

@@ -6,37 +6,23 @@
 use std::marker::PhantomData;
 
 use super::{Family, KvView, KvViewMut, PART, POSITIONS_PER_BLOCK, ScratchView, Seen, Span, Tile};
+use crate::dense::{Element, F16, F32};
 use crate::simd::Simd;
 
 /// The family, by element.
 #[derive(Clone, Copy)]
 pub(crate) struct Float<E>(PhantomData<E>);
 
-/// Single precision.
-#[derive(Clone, Copy)]
-pub(crate) struct F32;
-/// Half precision.
-#[derive(Clone, Copy)]
-pub(crate) struct F16;
-
-/// An element type.
+/// An element type of the cache.
 ///
 /// # Safety
-/// As for [`Simd`]: `load` reads and `store` writes 16 elements.
-pub(crate) unsafe trait Element: Copy {
-    const BYTES: usize;
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
+/// As for [`Simd`]: `store` writes 16 elements.
+pub(crate) unsafe trait Stored: Element {
     unsafe fn store<S: Simd>(p: *mut u8, x: S::F);
 }
 
 // SAFETY: 16 f32.
-unsafe impl Element for F32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the trait's contract.
-        unsafe { S::load(p.cast()) }
-    }
+unsafe impl Stored for F32 {
     #[inline(always)]
     unsafe fn store<S: Simd>(p: *mut u8, x: S::F) {
         // SAFETY: the trait's contract.
@@ -45,13 +31,7 @@ unsafe impl Element for F32 {
 }
 
 // SAFETY: 16 f16.
-unsafe impl Element for F16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the trait's contract.
-        unsafe { S::load_f16(p.cast()) }
-    }
+unsafe impl Stored for F16 {
     #[inline(always)]
     unsafe fn store<S: Simd>(p: *mut u8, x: S::F) {
         // SAFETY: the trait's contract.
@@ -67,13 +47,13 @@ fn key_at(kv_padded: usize, slot: usize) -> usize {
 }
 
 #[inline(always)]
-fn value<S: Simd, E: Element>(kv: KvView, slot: usize, d: usize) -> S::F {
+fn value<S: Simd, E: Stored>(kv: KvView, slot: usize, d: usize) -> S::F {
     // SAFETY: the caller's slot is below the capacity, and `d + 16` within the value.
     unsafe { E::load::<S>(kv.values.add((slot * kv.padded() + d) * E::BYTES)) }
 }
 
 // SAFETY: offsets stay within the slots and rows that the trait names.
-unsafe impl<E: Element> Family for Float<E> {
+unsafe impl<E: Stored> Family for Float<E> {
     const SUMS: usize = 1;
 
     #[inline(always)]

@@ -20,7 +20,7 @@ use crate::simd::Simd;
 use crate::vecmath;
 
 pub(crate) use coded::{Coded, Int8};
-pub(crate) use float::{F16, F32, Float};
+pub(crate) use float::Float;
 pub use kv::{KvHead, KvType};
 pub(crate) use kv::{KvView, KvViewMut};
 pub use scratch::AttentionScratch;

@@ -5,9 +5,10 @@
 //! [`EXACT_BLOCKS`] - 1 before it exactly. So every position is stored twice, and the window is a ring.
 
 use super::coded::{Coded, Int4};
-use super::float::{F16, Float};
+use super::float::Float;
 use super::hadamard::rotate;
 use super::{Family, KvViewMut, PART, POSITIONS_PER_BLOCK, ScratchView, Seen, Span, Tile};
+use crate::dense::F16;
 use crate::simd::Simd;
 
 type Past = Coded<Int4>;
