@@ -32,6 +32,7 @@ pub use hwbench::{
     SlowChoice, Subject, TOLERANCE, Unit, hwbench,
 };
 pub use kv_choice::{KvChoice, KvDivergence, MAX_KV_KLD, choose_kv};
+pub use model_facts::ModelFacts;
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
     Divergence, Estimate, Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality,

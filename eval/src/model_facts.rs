@@ -2,20 +2,28 @@
 
 use gristmill_formats::model::Mixer;
 use gristmill_runtime::{KvType, Model};
+use serde::{Deserialize, Serialize};
 
 /// The part of a report that identifies a model.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ModelFacts {
-    pub(crate) architecture: String,
-    pub(crate) parameters: u64,
-    pub(crate) fingerprint: String,
-    pub(crate) codecs: Vec<String>,
-    pub(crate) file_bytes: u64,
-    pub(crate) bits_per_weight: f64,
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// The importer's name of the architecture.
+    pub architecture: String,
+    /// Parameters.
+    pub parameters: u64,
+    /// Digest that identifies the model.
+    pub fingerprint: String,
+    /// Codecs of its matrices.
+    pub codecs: Vec<String>,
+    /// Bytes on disk.
+    pub file_bytes: u64,
+    /// Bits per weight, everything on disk counted.
+    pub bits_per_weight: f64,
 }
 
 impl ModelFacts {
-    pub(crate) fn of(model: &Model) -> Self {
+    /// Of a model.
+    pub fn of(model: &Model) -> Self {
         let parameters = model.spec().parameter_count();
         let file_bytes = model.source().file_bytes();
         Self {

@@ -173,7 +173,7 @@ fn perplexity_is_that_of_the_protocol() {
         assert!((report.ppl.stderr - stderr).abs() < 1e-5, "{protocol}");
         assert!(report.kld.is_none() && report.ppl_ratio.is_none());
         assert_eq!(report.bos, if protocol == Protocol::Chunk { bos } else { None });
-        assert_eq!(report.bits_per_weight, 32.0);
+        assert_eq!(report.model.bits_per_weight, 32.0);
         assert_eq!(report.kv, "f32");
     }
 }

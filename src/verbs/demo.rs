@@ -140,8 +140,8 @@ pub(super) fn run(session: Session, args: &DemoArgs) -> Result<Outcome> {
         if rows.is_empty() {
             rows.push(Row {
                 name: "checkpoint".into(),
-                file_bytes: reference.file_bytes,
-                bits_per_weight: reference.bits_per_weight,
+                file_bytes: reference.model.file_bytes,
+                bits_per_weight: reference.model.bits_per_weight,
                 quantize_seconds: None,
                 verified: None,
                 ppl: reference.ppl,
@@ -153,8 +153,8 @@ pub(super) fn run(session: Session, args: &DemoArgs) -> Result<Outcome> {
         }
         rows.push(Row {
             name,
-            file_bytes: quality.file_bytes,
-            bits_per_weight: quality.bits_per_weight,
+            file_bytes: quality.model.file_bytes,
+            bits_per_weight: quality.model.bits_per_weight,
             quantize_seconds: Some(packed.report.seconds),
             verified: Some(true),
             ppl: quality.ppl,

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gristmill_convert::{GgufOrigin, gguf_model};
 use gristmill_eval::{
-    Protocol, QualityConfig, QualityReport, peak_memory, quality, reset_peak_memory,
+    ModelFacts, Protocol, QualityConfig, QualityReport, peak_memory, quality, reset_peak_memory,
 };
 use gristmill_formats::Progress;
 use gristmill_formats::container::{self, FOOTER_BYTES, Header, Provenance};
@@ -309,12 +309,13 @@ pub(super) fn measure_packed(
     // The measured file had no figures in it yet: what it weighs is what it weighs with them, and its
     // fingerprint is the one that a user will see.
     let finished = Source::open_path(&packed.output)?;
-    packed.quality = Some(QualityReport {
+    let model = ModelFacts {
         file_bytes,
         bits_per_weight: made.bits_per_weight,
         fingerprint: finished.model_source().fingerprint(),
-        ..report
-    });
+        ..report.model
+    };
+    packed.quality = Some(QualityReport { model, ..report });
     Ok(())
 }
 

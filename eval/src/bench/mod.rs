@@ -183,7 +183,6 @@ pub fn bench(
         }
     }
 
-    let facts = ModelFacts::of(&model);
     Ok(BenchReport {
         schema_version: crate::SCHEMA_VERSION,
         rows: lanes.into_iter().map(|lane| lane.row(&model, config)).collect(),
@@ -204,12 +203,7 @@ pub fn bench(
         repeat: config.repeat,
         probe_bytes: probe.bytes(),
         probe_huge_page_bytes: probe.huge_page_bytes(),
-        architecture: facts.architecture,
-        parameters: facts.parameters,
-        fingerprint: facts.fingerprint,
-        codecs: facts.codecs,
-        file_bytes: facts.file_bytes,
-        bits_per_weight: facts.bits_per_weight,
+        model: ModelFacts::of(&model),
         method: METHOD.into(),
         warnings,
         seconds: start.elapsed().as_secs_f64(),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Host, Memory};
+use crate::model_facts::ModelFacts;
 use crate::table::{Table, mebibytes, number, percent};
 
 /// Percentiles by nearest rank.
@@ -109,18 +110,9 @@ pub struct BenchReport {
     pub probe_bytes: u64,
     /// Part of that buffer in huge pages; a mapped model has none. Null where it cannot be read.
     pub probe_huge_page_bytes: Option<u64>,
-    /// The importer's name of the architecture.
-    pub architecture: String,
-    /// Parameters.
-    pub parameters: u64,
-    /// Digest that identifies the model.
-    pub fingerprint: String,
-    /// Codecs of its matrices.
-    pub codecs: Vec<String>,
-    /// Bytes on disk.
-    pub file_bytes: u64,
-    /// Bits per weight, everything on disk counted.
-    pub bits_per_weight: f64,
+    /// The model.
+    #[serde(flatten)]
+    pub model: ModelFacts,
     /// What the numbers mean, in words.
     pub method: String,
     /// Why the numbers should not be compared with others, if so.
@@ -202,9 +194,9 @@ impl BenchReport {
             self.r#gen,
             self.depth,
             self.repeat,
-            self.bits_per_weight,
-            self.file_bytes as f64 / 1e6,
-            self.codecs.join("+"),
+            self.model.bits_per_weight,
+            self.model.file_bytes as f64 / 1e6,
+            self.model.codecs.join("+"),
             self.kv,
             number(self.load_ms),
             number(self.load_warm_ms),

@@ -77,17 +77,10 @@ pub fn quality(
         progress.advance(1);
     }
 
-    let facts = ModelFacts::of(student.model());
-    let reference = reference.map(|engine| {
-        let facts = ModelFacts::of(engine.model());
-        ReferenceQuality {
-            ppl: perplexity(&tally.tokens.iter().map(|t| t.reference_nll).collect::<Vec<_>>()),
-            fingerprint: facts.fingerprint,
-            codecs: facts.codecs,
-            file_bytes: facts.file_bytes,
-            bits_per_weight: facts.bits_per_weight,
-            kv: engine.kv().name().into(),
-        }
+    let reference = reference.map(|engine| ReferenceQuality {
+        ppl: perplexity(&tally.tokens.iter().map(|t| t.reference_nll).collect::<Vec<_>>()),
+        model: ModelFacts::of(engine.model()),
+        kv: engine.kv().name().into(),
     });
     let paired = reference.is_some();
     let ppl = perplexity(&tally.tokens.iter().map(|t| t.nll).collect::<Vec<_>>());
@@ -111,12 +104,7 @@ pub fn quality(
         ppl_ratio: paired.then(|| tally.ratio()),
         per_window: tally.per_window(paired),
         reference,
-        architecture: facts.architecture,
-        parameters: facts.parameters,
-        fingerprint: facts.fingerprint,
-        codecs: facts.codecs,
-        file_bytes: facts.file_bytes,
-        bits_per_weight: facts.bits_per_weight,
+        model: ModelFacts::of(student.model()),
         text_blake3: text.text_blake3.clone(),
         kv: student.kv().name().into(),
         threads: student.threads(),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::Protocol;
 use crate::host::Host;
+use crate::model_facts::ModelFacts;
 use crate::table::{Table, interval, number, percent};
 
 /// A value and its standard error.
@@ -48,14 +49,9 @@ pub struct Divergence {
 pub struct ReferenceQuality {
     /// Its perplexity.
     pub ppl: Estimate,
-    /// Digest that identifies it.
-    pub fingerprint: String,
-    /// Codecs of its matrices.
-    pub codecs: Vec<String>,
-    /// Bytes on disk.
-    pub file_bytes: u64,
-    /// Bits per weight, everything on disk counted.
-    pub bits_per_weight: f64,
+    /// The model.
+    #[serde(flatten)]
+    pub model: ModelFacts,
     /// Element type of its key/value cache.
     pub kv: String,
 }
@@ -102,18 +98,9 @@ pub struct QualityReport {
     pub delta_p_rms: Option<f64>,
     /// Perplexity over the reference's.
     pub ppl_ratio: Option<Ratio>,
-    /// The importer's name of the architecture.
-    pub architecture: String,
-    /// Parameters.
-    pub parameters: u64,
-    /// Digest that identifies the model.
-    pub fingerprint: String,
-    /// Codecs of its matrices.
-    pub codecs: Vec<String>,
-    /// Bytes on disk.
-    pub file_bytes: u64,
-    /// Bits per weight, everything on disk counted.
-    pub bits_per_weight: f64,
+    /// The model.
+    #[serde(flatten)]
+    pub model: ModelFacts,
     /// BLAKE3 of the text.
     pub text_blake3: String,
     /// Element type of the key/value cache.
@@ -175,8 +162,8 @@ impl QualityReport {
         if let Some(rms) = self.delta_p_rms {
             row("RMS Δp", percent(rms), String::new());
         }
-        row("bits per weight", format!("{:.3}", self.bits_per_weight), String::new());
-        row("file", format!("{:.1} MB", self.file_bytes as f64 / 1e6), String::new());
+        row("bits per weight", format!("{:.3}", self.model.bits_per_weight), String::new());
+        row("file", format!("{:.1} MB", self.model.file_bytes as f64 / 1e6), String::new());
         format!(
             "{}\n{} protocol, {} windows of {}, {} tokens scored; KV {}, {} threads, {}, {:.1} s\n{}\n",
             table.render(),
