@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use gristmill_eval::Protocol;
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
-use gristmill_runtime::{EngineConfig, Head, Isa, Residency};
+use gristmill_runtime::{EngineConfig, Head, Isa, KvType, Residency};
 
 use crate::knobs;
 use crate::kv::KvArg;
@@ -55,6 +55,7 @@ pub(crate) enum Verb {
     Eval(EvalArgs),
     Bench(BenchArgs),
     Hwbench(HwbenchArgs),
+    Predict(PredictArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
 }
@@ -290,6 +291,54 @@ pub(crate) struct HwbenchArgs {
     /// Write the tables between the markers hwbench:begin and hwbench:end of this document
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) update: Option<PathBuf>,
+}
+
+/// Predict speed and memory before anything is run, downloaded or packed
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The first prediction probes this machine for some seconds; what it finds is kept. \
+    Exit code 3: it does not fit.\n\nExamples:\n  gristmill predict m.grist\n  \
+    gristmill predict ./SmolLM2-135M --bits 4 --depth 4000 --kv int8\n  \
+    gristmill predict config.json --bits 4 --device pi5\n  \
+    gristmill predict                                         # lists devices"
+)]
+pub(crate) struct PredictArgs {
+    /// A .grist file, a Hugging Face directory, org/name[@revision] in the hub cache, or a config.json alone
+    pub(crate) model: Option<String>,
+    /// As if all matrices were packed with so many bits [default: as they are]
+    #[arg(long, value_name = "N")]
+    pub(crate) bits: Option<u32>,
+    /// As if the tensors whose name matches had this codec; the first match counts
+    #[arg(long = "codec", value_name = "REGEX=ID")]
+    pub(crate) codecs: Vec<String>,
+    /// For a device of the table instead of this machine
+    #[arg(long, value_name = "NAME", conflicts_with = "reprobe")]
+    pub(crate) device: Option<String>,
+    /// Numbers of threads [default: 1 and all cores]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads_parser())]
+    pub(crate) threads: Vec<u64>,
+    /// Tokens of the prompt [default: 512, or what the model takes]
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt: Option<usize>,
+    /// Tokens generated after it
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) r#gen: usize,
+    /// Tokens in the context before the prompt
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: usize,
+    /// Positions that memory is planned for [default: those of the run]
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+    /// Element type of the key/value cache
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    #[arg(value_parser = names(KvType::ALL.map(|kv| (kv.name(), kv))))]
+    pub(crate) kv: KvType,
+    /// Where the weights are; see `gristmill run --help`
+    #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = residency_parser())]
+    pub(crate) residency: Residency,
+    /// Probe this machine anew
+    #[arg(long)]
+    pub(crate) reprobe: bool,
 }
 
 /// Say what is in a packed file or a checkpoint

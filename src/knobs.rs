@@ -26,8 +26,10 @@ const ISA: Knob = Knob {
 const HUB_CACHE: Knob = Knob { name: "HF_HUB_CACHE", does: "Hub cache to find org/name in" };
 const HF_HOME: Knob =
     Knob { name: "HF_HOME", does: "Its parent, the cache being in hub/ [~/.cache/huggingface]" };
+const CACHE: Knob =
+    Knob { name: "GRISTMILL_CACHE", does: "Where probed rates are kept [~/.cache/gristmill]" };
 /// The variables, as the help lists them.
-const ALL: [&Knob; 4] = [&THREADS, &ISA, &HUB_CACHE, &HF_HOME];
+const ALL: [&Knob; 5] = [&THREADS, &ISA, &CACHE, &HUB_CACHE, &HF_HOME];
 
 impl Knob {
     fn get(&self) -> Option<OsString> {
@@ -70,6 +72,22 @@ pub(crate) fn isa() -> Result<Option<Isa>> {
     Err(error).hint(format!("its best is {}; the variable can only lower it", Isa::detect().name()))
 }
 
+/// Directory of what can be found out again.
+pub(crate) fn cache() -> Option<PathBuf> {
+    match CACHE.get() {
+        Some(cache) => Some(cache.into()),
+        None => Some(user_cache()?.join("gristmill")),
+    }
+}
+
+/// Where programs of this user keep such directories.
+fn user_cache() -> Option<PathBuf> {
+    match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(cache) => Some(cache.into()),
+        None => Some(env::home_dir()?.join(".cache")),
+    }
+}
+
 /// Directory of the hub cache, as the hub's own programs find it.
 pub(crate) fn hub_cache() -> Option<PathBuf> {
     if let Some(cache) = HUB_CACHE.get() {
@@ -77,10 +95,7 @@ pub(crate) fn hub_cache() -> Option<PathBuf> {
     }
     let home = match HF_HOME.get() {
         Some(home) => PathBuf::from(home),
-        None => match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
-            Some(cache) => PathBuf::from(cache).join("huggingface"),
-            None => env::home_dir()?.join(".cache").join("huggingface"),
-        },
+        None => user_cache()?.join("huggingface"),
     };
     Some(home.join("hub"))
 }

@@ -10,6 +10,7 @@ mod generate;
 mod interrupt;
 mod knobs;
 mod kv;
+mod machine;
 mod measure;
 mod progress;
 mod render;

@@ -14,10 +14,12 @@
 
 mod bench;
 mod error;
+mod file_cache;
 mod host;
 mod hwbench;
 mod kv_choice;
 mod model_facts;
+mod predict;
 mod probe;
 mod quality;
 mod stats;
@@ -33,6 +35,11 @@ pub use hwbench::{
 };
 pub use kv_choice::{KvChoice, KvDivergence, MAX_KV_KLD, choose_kv};
 pub use model_facts::ModelFacts;
+pub use predict::{
+    AttentionRate, Device, GemmRate, GemvRate, Interval, Machine, MemoryForecast, ModelShape,
+    Needs, Origin as MachineOrigin, Overheads, PredictConfig, Prediction, PredictionError,
+    PredictionRow, ReadRate, TokenTime, predict, score,
+};
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
     Divergence, Estimate, Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality,

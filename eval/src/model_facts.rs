@@ -1,6 +1,6 @@
 //! What reports say about a model.
 
-use gristmill_formats::model::Mixer;
+use gristmill_formats::model::{Mixer, ModelSpec};
 use gristmill_runtime::{KvType, Model};
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,12 @@ impl ModelFacts {
 
 /// Bytes of keys and values that one token at position `position` reads, its own included.
 pub(crate) fn kv_bytes_read(model: &Model, kv: KvType, position: u64) -> u64 {
-    let blocks = attention_blocks(model).map(|(window, kv_heads, head_dim)| {
+    kv_bytes_of(model.spec(), kv, position)
+}
+
+/// [`kv_bytes_read`] of a model's description.
+pub(crate) fn kv_bytes_of(spec: &ModelSpec, kv: KvType, position: u64) -> u64 {
+    let blocks = attention_blocks(spec).map(|(window, kv_heads, head_dim)| {
         let positions = window.map_or(position + 1, |w| w.min(position + 1)) as usize;
         let kv = if window.is_some() { kv.of_sliding_window() } else { kv };
         kv_heads * kv.bytes_read(head_dim as usize, position as usize, positions) as u64
@@ -48,8 +53,8 @@ pub(crate) fn kv_bytes_read(model: &Model, kv: KvType, position: u64) -> u64 {
 }
 
 /// Window, key/value heads and their width of each attention block.
-fn attention_blocks(model: &Model) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
-    let blocks = model.spec().layers.iter().flat_map(|l| &l.blocks);
+fn attention_blocks(spec: &ModelSpec) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
+    let blocks = spec.layers.iter().flat_map(|l| &l.blocks);
     blocks.filter_map(|block| match &block.mixer {
         Mixer::Attention(a) => {
             let window = a.window.map(u64::from);

@@ -44,7 +44,25 @@ impl Shape {
             Self::Llama1b => (2048, 16, 32, 8, 8192, 128_256, 131_072),
             Self::Tiny => (64, 2, 4, 2, 96, 500, 256),
         };
-        let head_dim = d_model / heads;
+        let size = Size { d_model, layers, heads, kv_heads, head_dim: d_model / heads, d_ff };
+        size.spec(vocab_size, max_context)
+    }
+}
+
+/// Measures of a model of the usual kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) d_model: u32,
+    pub(crate) layers: usize,
+    pub(crate) heads: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) head_dim: u32,
+    pub(crate) d_ff: u32,
+}
+
+impl Size {
+    pub(crate) fn spec(self, vocab_size: u32, max_context: u32) -> ModelSpec {
+        let Self { d_model, layers, heads, kv_heads, head_dim, d_ff } = self;
         let norm = NormSpec { eps: 1e-5, plus_one: false };
         let block = |mixer| BlockSpec { pre_norm: norm, post_norm: None, mixer };
         let attention = AttentionSpec {
@@ -92,11 +110,20 @@ impl FromStr for Shape {
 /// # Errors
 /// When the file cannot be written; nothing appears at the path then.
 pub fn write_synthetic(path: &Path, shape: Shape, codec: &Codec) -> Result<()> {
-    write(path, shape, codec).map_err(|error| RuntimeError::from(error).into())
+    write_random(path, shape.name(), shape.spec(), codec)
 }
 
-fn write(path: &Path, shape: Shape, codec: &Codec) -> gristmill_formats::Result<()> {
-    let model = shape.spec();
+/// [`write_synthetic`] of any description.
+pub(crate) fn write_random(path: &Path, name: &str, model: ModelSpec, codec: &Codec) -> Result<()> {
+    write(path, name, model, codec).map_err(|error| RuntimeError::from(error).into())
+}
+
+fn write(
+    path: &Path,
+    name: &str,
+    model: ModelSpec,
+    codec: &Codec,
+) -> gristmill_formats::Result<()> {
     let mut writer = PackedWriter::create(path)?;
     for (seed, tensor) in model.tensors().into_iter().enumerate() {
         match (tensor.role, &tensor.shape[..]) {
@@ -118,7 +145,7 @@ fn write(path: &Path, shape: Shape, codec: &Codec) -> gristmill_formats::Result<
         writer.end_tensor();
     }
     let provenance = Provenance {
-        source: format!("synthetic {}", shape.name()),
+        source: format!("synthetic {name}"),
         tool: format!("gristmill {}", env!("CARGO_PKG_VERSION")),
         recipe: format!("random weights in {}", codec.id()),
         ..Provenance::default()

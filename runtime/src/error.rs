@@ -72,7 +72,7 @@ pub enum RuntimeError {
     /// The plan needs more memory than there is.
     #[error(
         "not enough memory: {needed_mib} MiB for a context of {context}, {available_mib} MiB are \
-         available; use a smaller context (`--ctx`) or `--kv int8`"
+         available; {advice}"
     )]
     OutOfMemory {
         /// Needed for caches and buffers.
@@ -81,6 +81,8 @@ pub enum RuntimeError {
         available_mib: u64,
         /// The context asked for.
         context: usize,
+        /// What would fit.
+        advice: String,
     },
 }
 

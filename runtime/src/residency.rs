@@ -61,6 +61,17 @@ impl Residency {
         }
     }
 
+    /// What [`Self::Auto`] stands for on this machine for weights of so many bytes.
+    #[must_use]
+    pub fn for_weights(self, weights: u64, available: Option<u64>) -> Self {
+        self.resolve(weights, available, has_huge_pages())
+    }
+
+    /// Bytes that a streamed model keeps in memory.
+    pub fn pinned_bytes(weights: u64, available: Option<u64>) -> u64 {
+        percent(available.unwrap_or(0), PINNED_PERCENT).min(weights)
+    }
+
     /// What [`Self::Auto`] stands for, given the bytes of the weights and of the available memory.
     fn resolve(self, weights: u64, available: Option<u64>, huge_pages: bool) -> Self {
         match (self, available) {
@@ -184,7 +195,7 @@ impl Model {
         threads: usize,
     ) -> Result<()> {
         let weights = self.distinct_matrix_bytes();
-        let residency = residency.resolve(weights, available, has_huge_pages());
+        let residency = residency.for_weights(weights, available);
         let room = match (residency, available) {
             (Residency::Huge, Some(available)) if weights > percent(available, FIT_PERCENT) => {
                 return Err(RuntimeError::Residency {
@@ -193,9 +204,7 @@ impl Model {
                 });
             }
             (Residency::Huge, _) => weights,
-            (Residency::Stream, available) => {
-                percent(available.unwrap_or(0), PINNED_PERCENT).min(weights)
-            }
+            (Residency::Stream, available) => Residency::pinned_bytes(weights, available),
             _ => return Ok(()),
         };
         let start = Instant::now();

@@ -14,7 +14,7 @@ use crate::render::{self, Render};
 use crate::source::Source;
 
 /// Tokens of the prompt when no flag says so.
-const DEFAULT_PROMPT: usize = 512;
+pub(super) const DEFAULT_PROMPT: usize = 512;
 
 pub(super) fn run(session: Session, args: &BenchArgs) -> Result<Outcome> {
     let source = Source::open(&args.model)?;

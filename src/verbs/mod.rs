@@ -6,6 +6,7 @@ mod demo;
 mod eval;
 mod hwbench;
 mod inspect;
+mod predict;
 mod quantize;
 mod run;
 mod verify;
@@ -46,6 +47,7 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Verb::Eval(args) => eval::run(session, &args),
         Verb::Bench(args) => bench::run(session, &args),
         Verb::Hwbench(args) => hwbench::run(session, &args),
+        Verb::Predict(args) => predict::run(session, &args),
         Verb::Inspect(args) => inspect::run(session, &args),
         Verb::Verify(args) => verify::run(session, &args),
     }

@@ -164,7 +164,7 @@ fn budget(args: &QuantizeArgs, source: &Source) -> Option<u64> {
 }
 
 /// A recipe that cannot be followed is wrong usage, all else a failure.
-fn usage(error: QuantizeError) -> anyhow::Error {
+pub(super) fn usage(error: QuantizeError) -> anyhow::Error {
     match error {
         QuantizeError::UnknownBits { .. }
         | QuantizeError::InvalidOverride { .. }

@@ -8,6 +8,7 @@ mod interruption;
 mod measurements;
 mod models;
 mod packing;
+mod predict;
 mod support;
 mod texts;
 mod verification;
@@ -21,5 +22,6 @@ fn words() {
         .env("HF_HUB_CACHE", "no-such-cache")
         .env("GRISTMILL_THREADS", "")
         .env("GRISTMILL_ISA", "")
+        .env("GRISTMILL_CACHE", "no-such-cache")
         .case("tests/cli/cases/*.trycmd");
 }

@@ -17,7 +17,8 @@ pub(crate) fn checkpoint() -> PathBuf {
 pub(crate) fn gristmill(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
     command.args(arguments).stdin(Stdio::null());
-    for name in ["GRISTMILL_THREADS", "GRISTMILL_ISA", "HF_HOME", "HF_HUB_CACHE"] {
+    for name in ["GRISTMILL_THREADS", "GRISTMILL_ISA", "GRISTMILL_CACHE", "HF_HOME", "HF_HUB_CACHE"]
+    {
         command.env_remove(name);
     }
     command

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use gristmill_formats::SharedBytes;
 use gristmill_formats::codec::{Codec, PANEL_ROWS};
 use gristmill_formats::source::Layout;
 use gristmill_kernels::{ActBuffer, GROUP, Isa, Kernels, MatrixView, Scratch};
@@ -22,9 +23,9 @@ const GEMM_PANELS: usize = 16;
 const UNITS_PER_THREAD: usize = 4;
 
 /// A matrix of one codec with activations for it.
-pub(super) struct Matrix {
+pub(crate) struct Matrix {
     codec: Codec,
-    memory: Vec<u8>,
+    memory: SharedBytes,
     panels: usize,
     /// First panel that was not read last.
     cursor: usize,
@@ -43,7 +44,7 @@ struct Worker {
 }
 
 impl Matrix {
-    pub(super) fn new(codec: Codec, sizes: &Sizes) -> Self {
+    pub(crate) fn new(codec: Codec, sizes: &Sizes) -> Self {
         let mut source = PanelSource::new(&codec, COLS, 0);
         let panel = source.panel(PANEL_ROWS).to_vec();
         let count = |bytes: usize, least: usize| (bytes / panel.len()).max(least);
@@ -72,7 +73,7 @@ impl Matrix {
             out: vec![0.0; cache_panels * PANEL_ROWS],
         };
         Self {
-            memory: panel.repeat(panels),
+            memory: sizes.fill(&panel, panels),
             panels,
             cursor: 0,
             token,

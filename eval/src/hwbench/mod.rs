@@ -1,15 +1,15 @@
 //! Speed of every kernel on every instruction-set class that the CPU has, beside what bounds it.
 
 mod attention;
-mod case;
+pub(crate) mod case;
 mod ceilings;
 mod check;
 mod elementwise;
-mod matrix;
+pub(crate) mod matrix;
 mod measure;
 mod report;
 mod tables;
-mod workload;
+pub(crate) mod workload;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -88,6 +88,7 @@ impl HwBenchConfig {
         let cache_bytes = second_level_cache_bytes().map_or(256 << 10, |bytes| bytes as usize / 2);
         let quick = self.quick;
         Sizes {
+            huge_pages: false,
             memory_bytes: if quick { 32 << 20 } else { affordable_probe_bytes(host) },
             cache_bytes,
             most_threads,

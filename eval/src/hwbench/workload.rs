@@ -1,30 +1,49 @@
 //! Work that can be done piece by piece, on any instruction set and number of threads.
 
+use gristmill_formats::{HugeBuffer, SharedBytes};
 use gristmill_kernels::{Isa, Kernels};
 use gristmill_runtime::Pool;
 
 use super::case::Case;
 
 /// Times that a thread goes over what it holds in its cache before it meets the others.
-pub(super) const CACHE_PASSES: usize = 8;
+pub(crate) const CACHE_PASSES: usize = 8;
 
 /// How large things are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sizes {
+pub(crate) struct Sizes {
     /// The large buffer.
-    pub(super) memory_bytes: usize,
+    pub(crate) memory_bytes: usize,
+    /// Whether it asks for huge pages, as copied weights do.
+    pub(crate) huge_pages: bool,
     /// What a thread holds in its second-level cache.
-    pub(super) cache_bytes: usize,
+    pub(crate) cache_bytes: usize,
     /// Most threads that take part.
-    pub(super) most_threads: usize,
+    pub(crate) most_threads: usize,
     /// Tokens of prompts.
-    pub(super) prompts: &'static [usize],
+    pub(crate) prompts: &'static [usize],
     /// Positions attended to, increasing; each divides the last.
-    pub(super) depths: &'static [usize],
+    pub(crate) depths: &'static [usize],
+}
+
+impl Sizes {
+    /// A buffer of `count` copies of `piece`.
+    pub(crate) fn fill(&self, piece: &[u8], count: usize) -> SharedBytes {
+        if self.huge_pages
+            && let Ok(mut buffer) = HugeBuffer::new(piece.len() * count)
+        {
+            buffer
+                .bytes_mut()
+                .chunks_exact_mut(piece.len())
+                .for_each(|to| to.copy_from_slice(piece));
+            return buffer.share();
+        }
+        SharedBytes::from_vec(piece.repeat(count))
+    }
 }
 
 /// Kernels on data of one kind.
-pub(super) trait Workload {
+pub(crate) trait Workload {
     /// What can be measured.
     fn cases(&self) -> Vec<Case>;
 
@@ -37,12 +56,12 @@ pub(super) trait Workload {
 
 /// Bytes of the large buffer that a thread takes between two meetings of the threads: a fraction of a
 /// millisecond, but for portable code, which takes a few.
-pub(super) fn piece_bytes(isa: Isa) -> usize {
+pub(crate) fn piece_bytes(isa: Isa) -> usize {
     if isa == Isa::Scalar { 256 << 10 } else { 4 << 20 }
 }
 
 /// Does something as often as there are threads: once on each, unless one is late.
-pub(super) fn everywhere<S: Send>(pool: &mut Pool, states: &mut [S], work: impl Fn(&mut S) + Sync) {
+pub(crate) fn everywhere<S: Send>(pool: &mut Pool, states: &mut [S], work: impl Fn(&mut S) + Sync) {
     let mut turns = vec![(); pool.threads()];
     pool.for_each(states, &mut turns, 1, |state, _, _| work(state));
 }

@@ -97,6 +97,13 @@ impl ActBuffer {
         (self.codes.len() + self.fine_codes.len() + 4 * words) as u64
     }
 
+    /// Bytes that [`Self::new`] allocates.
+    pub fn bytes_for(width: usize, max_cols: usize) -> u64 {
+        let blocks = block_count(max_cols);
+        // Two planes of codes and the f32 values of a column; a scale, two sums and two starts of a block.
+        (width * blocks * (BLOCK_COLS * (2 + 4) + 5 * 4)) as u64
+    }
+
     /// Codes, scale and sum of one token and block, for reports and tests.
     pub fn block(&self, token: usize, block: usize) -> (Vec<i8>, f32, i32) {
         let at = block * self.width + token;

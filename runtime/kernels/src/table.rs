@@ -74,6 +74,13 @@ impl Scratch {
         let lines = self.weights.len() + self.scales.len() + self.panel.len();
         (64 * lines + 4 * self.shifted.len()) as u64
     }
+
+    /// Bytes that [`Self::new`] allocates.
+    pub fn bytes_for(max_cols: usize) -> u64 {
+        let unpacked = UNPACKED_BLOCK_BYTES + PANEL_ROWS * 4;
+        let shifted = 4 * 2 * MAX_GEMV_TOKENS * block_count(max_cols);
+        (MAX_TILE_PANELS * TILE_BLOCKS * unpacked + max_cols * PANEL_ROWS * 4 + shifted) as u64
+    }
 }
 
 type Gemv = unsafe fn(Panels, FewTokens, *mut f32);

@@ -1,5 +1,7 @@
 //! All memory of an engine, allocated once.
 
+use std::collections::BTreeMap;
+
 use gristmill_formats::codec::{PANEL_ROWS, panel_count};
 use gristmill_formats::model::{Mixer, ModelSpec, RopeSpec};
 use gristmill_kernels::{
@@ -181,6 +183,11 @@ impl Activations {
 
     fn bytes(&self) -> u64 {
         self.single.iter().chain(&self.groups).map(ActBuffer::bytes).sum()
+    }
+
+    fn bytes_for(chunk: usize, cols: usize) -> u64 {
+        let groups = if chunk == 1 { 0 } else { chunk.div_ceil(GROUP) };
+        ActBuffer::bytes_for(1, cols) + groups as u64 * ActBuffer::bytes_for(GROUP, cols)
     }
 }
 
@@ -371,28 +378,50 @@ fn cache_positions(window: Option<u32>, context: usize, chunk: usize) -> usize {
 
 /// What [`Worker::new`], [`Buffers::new`] and [`Caches::new`] will allocate, before they do.
 pub(super) fn plan(
-    model: &Model,
+    spec: &ModelSpec,
     context: usize,
     chunk: usize,
     threads: usize,
     kind: KvType,
 ) -> MemoryPlan {
-    let spec = model.spec();
+    let workers = threads as u64 * worker_bytes(spec, chunk, threads);
+    let buffer_bytes = workers + shared_bytes(spec, context, chunk);
+    MemoryPlan { kv_bytes: cache_bytes(spec, context, chunk, kind), buffer_bytes }
+}
+
+fn worker_bytes(spec: &ModelSpec, chunk: usize, threads: usize) -> u64 {
     let w = widths(spec, threads);
-    let kv_bytes = spec.layers.iter().flat_map(|l| &l.blocks).map(|block| match &block.mixer {
-        Mixer::Attention(a) => {
-            let positions = cache_positions(a.window, context, chunk);
-            let kind = layer_type(kind, a.window);
-            u64::from(a.kv_heads) * KvHead::bytes_for(kind, a.head_dim as usize, positions) as u64
-        }
-        Mixer::Mlp(_) => 0,
-    });
+    let floats = row_len(w) + padded(w.cols) + 2 * w.unit_rows * chunk + 3 * padded(w.head_dim);
+    4 * floats as u64 + Scratch::bytes_for(w.cols) + AttentionScratch::bytes_for(w.head_dim) as u64
+}
+
+fn shared_bytes(spec: &ModelSpec, context: usize, chunk: usize) -> u64 {
+    let w = widths(spec, 1);
     let d = spec.d_model as usize;
-    let per_token = padded(d) + w.queries + w.d_ff + d + 2 * w.cols;
-    let head = spec.vocab_size as usize * (HEAD_TOKENS.min(chunk) + 1);
-    let attention = AttentionScratch::bytes_for(w.head_dim) / 4;
-    let per_thread = 2 * w.unit_rows * chunk + attention + 48 * w.cols;
-    let results = w.results * result_rows(context, chunk);
-    let floats = per_token * chunk + results + head + per_thread * threads;
-    MemoryPlan { kv_bytes: kv_bytes.sum(), buffer_bytes: 4 * floats as u64 }
+    let vocab = panel_count(spec.vocab_size as usize) * PANEL_ROWS;
+    let floats = padded(d) * chunk.next_multiple_of(GROUP)
+        + w.queries * token_slots(chunk)
+        + w.results * result_rows(context, chunk)
+        + (panel_count(w.d_ff) + panel_count(d)) * PANEL_ROWS * chunk
+        + vocab * (HEAD_TOKENS.min(chunk) + 1);
+    let turns: usize = rotations(spec, 1).iter().map(|r| 8 * r.turns.len() * chunk).sum();
+    4 * floats as u64 + turns as u64 + Activations::bytes_for(chunk, w.cols)
+}
+
+fn cache_bytes(spec: &ModelSpec, context: usize, chunk: usize, kind: KvType) -> u64 {
+    let (mut bytes, mut recents) = (0, BTreeMap::<usize, usize>::new());
+    for block in spec.layers.iter().flat_map(|l| &l.blocks) {
+        let Mixer::Attention(a) = &block.mixer else { continue };
+        let (heads, head_dim) = (a.kv_heads as usize, a.head_dim as usize);
+        let kind = layer_type(kind, a.window);
+        if kind == KvType::Int4 && chunk > 1 {
+            let lent = recents.entry(head_dim).or_default();
+            *lent = heads.max(*lent);
+        }
+        let positions = cache_positions(a.window, context, chunk);
+        bytes += heads * KvHead::bytes_for(kind, head_dim, positions);
+    }
+    let recent = |dim| KvHead::bytes_for(KvType::F16, dim, chunk + KvHead::RECENT);
+    let recents: usize = recents.into_iter().map(|(dim, heads)| heads * recent(dim)).sum();
+    (bytes + recents) as u64
 }

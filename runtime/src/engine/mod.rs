@@ -1,6 +1,7 @@
 //! One sequence: key/value caches, buffers, and the forward pass over them.
 
 mod buffers;
+mod fit;
 mod forward;
 mod head;
 mod two_stage;
@@ -13,6 +14,7 @@ use crate::error::{Result, RuntimeError};
 use crate::model::Model;
 use crate::pool::Pool;
 use buffers::{Buffers, Caches, Worker};
+use fit::Extent;
 
 /// How an engine is built.
 #[derive(Debug, Clone)]
@@ -59,6 +61,13 @@ pub struct MemoryPlan {
     pub kv_bytes: u64,
     /// Activations, scratch and logits.
     pub buffer_bytes: u64,
+}
+
+impl MemoryPlan {
+    /// Both together.
+    pub fn total(&self) -> u64 {
+        self.kv_bytes + self.buffer_bytes
+    }
 }
 
 /// Which kernel multiplies the matrices of a codec.
@@ -121,35 +130,16 @@ impl Engine {
             let available: Vec<_> = Isa::available().map(Isa::name).collect();
             RuntimeError::IsaUnavailable { requested: isa.name(), available: available.join(", ") }
         })?;
-        let threads = config.threads.unwrap_or_else(default_threads);
-        if threads == 0 || threads > EngineConfig::MAX_THREADS {
-            let max = EngineConfig::MAX_THREADS;
-            return Err(RuntimeError::Config(format!("{threads} threads; expected 1..={max}")));
-        }
-        let limit = model.spec().max_context as usize;
-        let context = config.context.unwrap_or(limit.min(EngineConfig::DEFAULT_CONTEXT));
-        if context == 0 || context > limit {
-            return Err(RuntimeError::Config(format!(
-                "a context of {context}; this model takes 1..={limit}"
-            )));
-        }
-        if config.chunk == 0 || config.chunk > EngineConfig::MAX_CHUNK {
-            let max = EngineConfig::MAX_CHUNK;
-            return Err(RuntimeError::Config(format!(
-                "chunks of {}; expected 1..={max}",
-                config.chunk
-            )));
-        }
-        let chunk = config.chunk.min(context);
-        let plan = buffers::plan(&model, context, chunk, threads, config.kv);
-        let needed = plan.kv_bytes + plan.buffer_bytes;
+        let Extent { threads, context, chunk } = config.extent(model.spec())?;
+        let plan = buffers::plan(model.spec(), context, chunk, threads, config.kv);
         if let Some(available) = crate::memory::available_memory_bytes()
-            && needed > available
+            && plan.total() > available
         {
             return Err(RuntimeError::OutOfMemory {
-                needed_mib: needed >> 20,
+                needed_mib: plan.total() >> 20,
                 available_mib: available >> 20,
                 context,
+                advice: config.advice(model.spec(), available),
             });
         }
         Ok(Self {

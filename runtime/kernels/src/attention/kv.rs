@@ -32,7 +32,7 @@ impl KvType {
     }
 
     /// Bits of an element.
-    fn bits(self) -> usize {
+    pub fn bits(self) -> usize {
         match self {
             Self::F32 => 32,
             Self::F16 => 16,
@@ -217,10 +217,14 @@ impl KvHead {
         self.capacity
     }
 
-    /// Bytes that [`Self::new`] allocates, but for alignment.
+    /// Bytes that [`Self::new`] allocates.
     pub fn bytes_for(kind: KvType, head_dim: usize, positions: usize) -> usize {
-        let recent = if kind == KvType::Int4 { Self::RECENT } else { 0 };
-        positions * kind.position_bytes(head_dim) + recent * KvType::F16.position_bytes(head_dim)
+        let positions = positions.next_multiple_of(POSITIONS_PER_BLOCK);
+        let recent = match kind {
+            KvType::Int4 => Self::bytes_for(KvType::F16, head_dim, Self::RECENT),
+            _ => 0,
+        };
+        positions * kind.position_bytes(head_dim) + 2 * Storage::ALIGN + recent
     }
 
     /// Bytes allocated.
