@@ -57,7 +57,8 @@ pub fn choose_kv(
     progress: &dyn Progress,
 ) -> Result<(KvType, KvChoice)> {
     let ctx = CTX.min(model.spec().max_context as usize);
-    let probe = QualityConfig { protocol: Protocol::Chunk, ctx, windows: Some(WINDOWS) };
+    let windows = Some(WINDOWS);
+    let probe = QualityConfig { ctx, windows, ..QualityConfig::new(Protocol::Chunk) };
     let engine = |kv| {
         let config = EngineConfig { kv, context: Some(ctx), ..config.clone() };
         Engine::new(Arc::clone(model), &config)

@@ -42,8 +42,9 @@ pub use predict::{
 };
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
-    Divergence, Estimate, Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality,
-    TextTokens, UnknownProtocol, WindowQuality, quality,
+    Comparison, Difference, Divergence, EarlierReport, Estimate, PairedDifference, PositionQuality,
+    Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality, TextTokens, TokenPath,
+    UnknownProtocol, Verdict, WindowQuality, quality,
 };
 pub use synthetic::{Shape, write_synthetic};
 

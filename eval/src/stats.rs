@@ -88,18 +88,56 @@ pub(crate) fn standard_error(values: &[f64]) -> f64 {
 /// section 13.3): tokens within a window depend on each other, windows much less, so windows are what
 /// is drawn. `None` for fewer than two windows.
 pub(crate) fn bootstrap_ci95(windows: &[f64]) -> Option<[f64; 2]> {
-    if windows.len() < 2 {
-        return None;
+    paired_ci95(windows.len(), |drawn| mean_of(windows, drawn))
+}
+
+/// 95 % interval of a statistic of drawn windows, given by their indices. What two models have on a
+/// window is drawn together, so that the text's own variation cancels in their difference.
+pub(crate) fn paired_ci95(windows: usize, statistic: impl Fn(&[usize]) -> f64) -> Option<[f64; 2]> {
+    let mut draws = Draws::new(windows)?;
+    Some(percentile_ci95(|| statistic(draws.next())))
+}
+
+/// 95 % interval of the difference of two means as if the windows of one had nothing to do with those
+/// of the other: what an interval is worth that does not use the pairs.
+pub(crate) fn unpaired_ci95(a: &[f64], b: &[f64]) -> Option<[f64; 2]> {
+    let (mut of_a, mut of_b) = (Draws::new(a.len())?, Draws::new(b.len())?);
+    // Another sequence: with the first's draws the windows would be pairs again.
+    of_b.random = SplitMix64::new(!SEED);
+    Some(percentile_ci95(|| mean_of(a, of_a.next()) - mean_of(b, of_b.next())))
+}
+
+/// Mean of the drawn windows.
+pub(crate) fn mean_of(windows: &[f64], drawn: &[usize]) -> f64 {
+    drawn.iter().map(|&i| windows[i]).sum::<f64>() / drawn.len() as f64
+}
+
+/// Indices of windows, drawn with replacement.
+struct Draws {
+    random: SplitMix64,
+    indices: Vec<usize>,
+}
+
+impl Draws {
+    /// `None` for fewer than two windows, of which nothing can be said.
+    fn new(windows: usize) -> Option<Self> {
+        let draws = || Self { random: SplitMix64::new(SEED), indices: vec![0; windows] };
+        (windows >= 2).then(draws)
     }
-    let mut random = SplitMix64::new(SEED);
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            let draws = (0..windows.len()).map(|_| windows[random.below(windows.len())]);
-            draws.sum::<f64>() / windows.len() as f64
-        })
-        .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    Some([nearest_rank(&means, 0.025), nearest_rank(&means, 0.975)])
+
+    /// As many as there are windows.
+    fn next(&mut self) -> &[usize] {
+        let count = self.indices.len();
+        self.indices.fill_with(|| self.random.below(count));
+        &self.indices
+    }
+}
+
+/// The 2.5 and 97.5 percentiles of resampled values.
+fn percentile_ci95(mut resample: impl FnMut() -> f64) -> [f64; 2] {
+    let mut values: Vec<f64> = (0..RESAMPLES).map(|_| resample()).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    [nearest_rank(&values, 0.025), nearest_rank(&values, 0.975)]
 }
 
 #[cfg(test)]
@@ -146,5 +184,24 @@ mod tests {
         assert_eq!(bootstrap_ci95(&[1.0, 2.0, 5.0]), bootstrap_ci95(&[1.0, 2.0, 5.0]));
         assert_eq!(bootstrap_ci95(&[1.5, 1.5]), Some([1.5, 1.5]));
         assert_eq!(bootstrap_ci95(&[1.0]), None);
+    }
+
+    #[test]
+    fn pairs_cancel_what_both_share() {
+        // Windows that differ by about 1 among themselves, and two models by 0.01 ± 0.001 on each.
+        let mut random = SplitMix64::new(11);
+        let a: Vec<f64> = (0..50).map(|_| f64::from(random.symmetric())).collect();
+        let b: Vec<f64> =
+            a.iter().map(|x| x - 0.01 + 0.001 * f64::from(random.symmetric())).collect();
+        let paired = paired_ci95(a.len(), |drawn| mean_of(&a, drawn) - mean_of(&b, drawn));
+        let ([low, high], [wide_low, wide_high]) =
+            (paired.expect("windows"), unpaired_ci95(&a, &b).expect("windows"));
+        assert!(0.0095 < low && low < 0.01 && 0.01 < high && high < 0.0105, "{low} {high}");
+        assert!(wide_low < -0.1 && 0.1 < wide_high, "{wide_low} {wide_high}");
+        assert!(unpaired_ci95(&a, &[1.0]).is_none() && paired_ci95(1, |_| 0.0).is_none());
+
+        // Equal windows vary all the same when they are not pairs.
+        let [low, high] = unpaired_ci95(&a, &a).expect("windows");
+        assert!(low < -0.1 && 0.1 < high, "{low} {high}");
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gristmill_eval::{
-    BenchConfig, EvalError, MAX_KV_KLD, Protocol, QualityConfig, TextTokens, bench, choose_kv,
-    quality,
+    BenchConfig, EarlierReport, EvalError, MAX_KV_KLD, PositionQuality, Protocol, QualityConfig,
+    QualityReport, TextTokens, TokenPath, Verdict, bench, choose_kv, quality,
 };
 use gristmill_formats::codec::Codec;
 use gristmill_formats::model::{
@@ -163,7 +163,7 @@ fn perplexity_is_that_of_the_protocol() {
         let mean = expected.iter().sum::<f64>() / n;
         let variance = expected.iter().map(|x| x * x).sum::<f64>() / n - mean * mean;
 
-        let config = QualityConfig { protocol, ctx, windows: None };
+        let config = QualityConfig { ctx, ..QualityConfig::new(protocol) };
         let report = quality(&mut engine, None, &text, &config, &Silent).expect("measured");
         assert_eq!(report.windows, 3);
         assert_eq!(report.tokens, n as u64);
@@ -181,7 +181,8 @@ fn perplexity_is_that_of_the_protocol() {
 #[test]
 fn a_model_does_not_diverge_from_itself() {
     let text = text(300, None);
-    let config = QualityConfig { protocol: Protocol::Window, ctx: 70, windows: Some(4) };
+    let config =
+        QualityConfig { ctx: 70, windows: Some(4), ..QualityConfig::new(Protocol::Window) };
     let mut student = engine(1, 70, KvType::F16, 2);
     let mut same = engine(1, 128, KvType::F16, 1);
     let report = quality(&mut student, Some(&mut same), &text, &config, &Silent).expect("measured");
@@ -198,7 +199,7 @@ fn a_model_does_not_diverge_from_itself() {
 #[test]
 fn another_model_diverges_and_the_figures_agree_with_each_other() {
     let text = text(300, None);
-    let config = QualityConfig { protocol: Protocol::Chunk, ctx: 100, windows: None };
+    let config = QualityConfig { ctx: 100, ..QualityConfig::new(Protocol::Chunk) };
     let mut student = engine(1, 100, KvType::F16, 1);
     let alone = quality(&mut student, None, &text, &config, &Silent).expect("measured");
     let mut other = engine(2, 100, KvType::Int8, 2);
@@ -236,8 +237,155 @@ fn another_model_diverges_and_the_figures_agree_with_each_other() {
 }
 
 #[test]
+fn token_by_token_is_the_same_to_the_bit() {
+    let text = text(300, Some(3));
+    for kv in [KvType::F32, KvType::Int8, KvType::Int4] {
+        let prefill = QualityConfig { ctx: 60, depth: 70, ..QualityConfig::new(Protocol::Chunk) };
+        let decode = QualityConfig { path: TokenPath::Decode, ..prefill };
+        let measure = |config: &QualityConfig, reference: bool| {
+            let mut reference = reference.then(|| engine(2, 130, KvType::F16, 1));
+            let mut student = engine(1, 130, kv, 2);
+            quality(&mut student, reference.as_mut(), &text, config, &Silent).expect("measured")
+        };
+        for reference in [false, true] {
+            let (many, one) = (measure(&prefill, reference), measure(&decode, reference));
+            assert_eq!(many.per_window, one.per_window, "{}", kv.name());
+            assert_eq!((many.ppl, many.kld), (one.ppl, one.kld));
+            assert_eq!((many.path, one.path), (TokenPath::Prefill, TokenPath::Decode));
+        }
+    }
+}
+
+#[test]
+fn a_depth_is_context_that_is_not_scored() {
+    let (ctx, depth) = (20, 33);
+    let text = text(100, None);
+    for protocol in Protocol::ALL {
+        let config = QualityConfig { ctx, depth, ..QualityConfig::new(protocol) };
+        let mut engine = engine(1, ctx + depth, KvType::F32, 1);
+        // Windows 0 and 1 have no 33 tokens before them.
+        let mut expected = Vec::new();
+        for w in 2..5 {
+            let all = losses(&mut engine, &text.ids[w * ctx - depth..(w + 1) * ctx]);
+            let first = if protocol == Protocol::Chunk { ctx / 2 } else { 0 };
+            let scored = &all[depth + first..];
+            expected.push(scored.iter().sum::<f64>() / scored.len() as f64);
+        }
+        let report = quality(&mut engine, None, &text, &config, &Silent).expect("measured");
+        assert_eq!((report.first_window, report.windows, report.depth), (2, 3, depth));
+        for (window, expected) in report.per_window.iter().zip(&expected) {
+            assert!((window.nll - expected).abs() < 1e-5, "{protocol}");
+        }
+        let mut shallow = self::engine(1, ctx, KvType::F32, 1);
+        let result = quality(&mut shallow, None, &text, &config, &Silent);
+        assert!(matches!(result, Err(EvalError::Config(_))), "the engine has no room");
+    }
+}
+
+#[test]
+fn positions_and_intervals_agree_with_the_whole() {
+    let text = text(2000, None);
+    let config = QualityConfig { ctx: 100, ..QualityConfig::new(Protocol::Window) };
+    let mut student = engine(1, 100, KvType::F16, 1);
+    let mut other = engine(2, 100, KvType::F16, 1);
+    let report =
+        quality(&mut student, Some(&mut other), &text, &config, &Silent).expect("measured");
+    let bounds: Vec<_> = report.by_position.iter().map(|bin| (bin.from, bin.to)).collect();
+    assert_eq!(bounds, [(0, 16), (16, 32), (32, 64), (64, 99)]);
+    assert_eq!(report.by_position.iter().map(|bin| bin.tokens).sum::<u64>(), report.tokens);
+    let whole = |figure: fn(&PositionQuality) -> f64| {
+        let sum: f64 = report.by_position.iter().map(|b| figure(b) * b.tokens as f64).sum();
+        sum / report.tokens as f64
+    };
+    let kld = report.kld.expect("there is a reference");
+    assert!((whole(|bin| bin.nll).exp() / report.ppl.value - 1.0).abs() < 1e-12);
+    assert!((whole(|bin| bin.kld.expect("paired")) / kld.mean - 1.0).abs() < 1e-12);
+    let same = whole(|bin| bin.same_top1.expect("paired"));
+    assert!((same - report.same_top1.expect("paired")).abs() < 1e-12);
+    // One bin against the sum over its tokens, token by token.
+    let mut engine = engine(1, 100, KvType::F16, 1);
+    let expected: f64 = (0..20)
+        .map(|w| losses(&mut engine, &text.ids[w * 100..(w + 1) * 100])[16..32].iter().sum::<f64>())
+        .sum();
+    assert!((report.by_position[1].nll - expected / 320.0).abs() < 1e-5);
+
+    let inside = |value: f64, ci95: Option<[f64; 2]>| {
+        let [low, high] = ci95.expect("twenty windows");
+        assert!(low <= value && value <= high && low < high, "{low} {value} {high}");
+    };
+    inside(report.ppl.value, report.ppl.ci95);
+    inside(report.delta_p_rms.expect("paired"), report.delta_p_rms_ci95);
+    let difference = report.ppl_difference.expect("paired");
+    let reference = report.reference.as_ref().expect("there is one");
+    assert!((difference.value - (report.ppl.value - reference.ppl.value)).abs() < 1e-9);
+    inside(difference.value, difference.ci95);
+    let ratio = report.ppl_ratio.expect("paired");
+    inside(ratio.value, ratio.unpaired_ci95);
+    assert!(ratio.times_tighter.is_some_and(|times| times > 0.0));
+}
+
+#[test]
+fn an_earlier_report_is_compared_in_pairs() {
+    let text = text(1200, None);
+    let config = QualityConfig { ctx: 60, ..QualityConfig::new(Protocol::Chunk) };
+    let measure = |seed: u64, kv: KvType, reference: Option<u64>| {
+        let mut reference = reference.map(|seed| engine(seed, 60, KvType::F16, 1));
+        let mut student = engine(seed, 60, kv, 1);
+        quality(&mut student, reference.as_mut(), &text, &config, &Silent).expect("measured")
+    };
+    let read = |report: &QualityReport| {
+        EarlierReport::from_json(&serde_json::to_vec(report).expect("plain data")).expect("reads")
+    };
+    // Against itself int8 loses little and the other model much.
+    let int8 = measure(1, KvType::Int8, Some(1));
+    let other = measure(2, KvType::F16, Some(1));
+    let earlier = read(&other);
+    earlier.check(&text, &config).expect("the same windows");
+    let comparison = earlier.compare(&int8);
+    let kld = comparison.kld.expect("one reference");
+    assert_eq!(kld.verdict, Verdict::Better);
+    let means = [&int8, &other].map(|report| report.kld.expect("paired").mean);
+    assert!((kld.value - (means[0] - means[1])).abs() < 1e-12);
+    let ratio = int8.ppl.value / other.ppl.value;
+    assert!((comparison.ppl_ratio.value / ratio - 1.0).abs() < 1e-12);
+    assert!((comparison.nll.value - ratio.ln()).abs() < 1e-12);
+    assert_eq!(read(&int8).compare(&other).kld.expect("one reference").verdict, Verdict::Worse);
+    let same = read(&int8).compare(&int8);
+    assert_eq!(same.nll.verdict, Verdict::NotDistinguishable);
+    assert_eq!(same.kld.expect("one reference").ci95, Some([0.0, 0.0]));
+    assert!(comparison.table().contains("better"));
+
+    // Without a reference, or with another, only losses are compared.
+    let alone = measure(1, KvType::F16, None);
+    for report in [&alone, &measure(1, KvType::F16, Some(2))] {
+        let comparison = earlier.compare(report);
+        assert!(comparison.kld.is_none() && comparison.kld_reason.is_some());
+        assert!(read(report).compare(&int8).kld.is_none());
+    }
+
+    let shorter = TextTokens { ids: text.ids[..1199].to_vec(), ..text.clone() };
+    let foreign = TextTokens { text_blake3: "00".into(), ..text.clone() };
+    let begins = TextTokens { bos: Some(1), ..text.clone() };
+    for (text, config, named) in [
+        (&foreign, config, "another text"),
+        (&shorter, config, "another tokenizer"),
+        (&begins, config, "another tokenizer"),
+        (&text, QualityConfig { ctx: 40, ..config }, "--ctx 60"),
+        (&text, QualityConfig { windows: Some(3), ..config }, "--windows 20"),
+        (&text, QualityConfig { depth: 60, ..config }, "--depth 0"),
+        (&text, QualityConfig { protocol: Protocol::Window, ..config }, "--protocol chunk"),
+    ] {
+        let error = earlier.check(text, &config).expect_err("not the same windows").to_string();
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    // The path may differ: it changes nothing in what is scored.
+    let decode = QualityConfig { path: TokenPath::Decode, ..config };
+    earlier.check(&text, &decode).expect("the same windows");
+}
+
+#[test]
 fn what_cannot_be_measured_is_an_error() {
-    let config = QualityConfig { protocol: Protocol::Window, ctx: 64, windows: None };
+    let config = QualityConfig { ctx: 64, ..QualityConfig::new(Protocol::Window) };
     let mut small = engine(1, 32, KvType::F16, 1);
     let result = quality(&mut small, None, &text(100, None), &config, &Silent);
     assert!(matches!(result, Err(EvalError::Config(_))));
