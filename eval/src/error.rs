@@ -1,6 +1,7 @@
 //! The error type of this crate.
 
 use gristmill_runtime::RuntimeError;
+use gristmill_runtime::text::TextError;
 
 /// Why a measurement was not made.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,17 @@ pub enum EvalError {
         /// Token within the window, from 0.
         position: usize,
     },
+    /// A question that cannot be asked.
+    #[error("line {line}: {what}")]
+    Question {
+        /// Line of the file, from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A text cannot be tokenized.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// The user asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -2,6 +2,7 @@
 //!
 //! * [`quality()`] scores a text by one of two protocols ([`Protocol`]) and, given a reference, compares
 //!   the two models token by token.
+//! * [`choices()`] asks multiple-choice questions.
 //! * [`bench()`] measures prefill and decoding beside the read bandwidth that bounds them.
 //! * [`hwbench()`] measures every kernel on every instruction set beside what bounds it.
 //! * [`write_synthetic()`] makes models to measure the speed of.
@@ -13,6 +14,7 @@
 #![deny(missing_docs)]
 
 mod bench;
+mod choice;
 mod error;
 mod file_cache;
 mod host;
@@ -27,6 +29,10 @@ mod synthetic;
 mod table;
 
 pub use bench::{BenchConfig, BenchReport, BenchRow, KernelReport, Percentiles, bench};
+pub use choice::{
+    Accuracy, Agreement, ChoiceReference, ChoiceReport, ChoiceTask, EncodedTask, Question,
+    QuestionScore, choices,
+};
 pub use error::{EvalError, Result};
 pub use host::{Host, Memory, peak_memory, reset_peak_memory};
 pub use hwbench::{
