@@ -287,12 +287,30 @@ fn quality_facts(quality: &QualityReport, facts: &mut Facts) {
         facts.add("quality", "not measured (quantize --measure TEXT_FILE does)");
         return;
     };
-    let reference = quality.ppl_reference.map_or(String::new(), |r| format!(" (source {r:.4})"));
-    facts.add("quality", format_args!("PPL {ppl:.4}{reference}, {}", quality.protocol));
+    let spread = quality.ppl_ci95.map_or(String::new(), |[l, h]| format!(" ({l:.4} … {h:.4})"));
+    let reference = quality.ppl_reference.map_or(String::new(), |r| format!(", source {r:.4}"));
+    facts.add("quality", format_args!("PPL {ppl:.4}{spread}{reference}"));
     if let Some(kld) = quality.kld_mean {
         let spread = quality.kld_ci95.map_or(String::new(), |ci95| format!(" ± {ci95:.6}"));
-        let top = quality.same_top1;
-        let top = top.map_or(String::new(), |share| format!(", same top 1 {:.2} %", share * 100.0));
-        facts.add("", format_args!("KLD {kld:.6}{spread}{top}"));
+        let percentiles = [("p99", quality.kld_p99), ("p99.9", quality.kld_p999)];
+        let percentiles = percentiles.map(|(name, value)| {
+            value.map_or(String::new(), |value| format!(", {name} {value:.4}"))
+        });
+        facts.add("", format_args!("KLD {kld:.6}{spread}{}", percentiles.concat()));
+    }
+    let shares = [("same top 1", quality.same_top1), ("RMS Δp", quality.delta_p_rms)];
+    let shares: Vec<_> = shares
+        .into_iter()
+        .filter_map(|(name, share)| Some(format!("{name} {:.2} %", share? * 100.0)))
+        .collect();
+    if !shares.is_empty() {
+        facts.add("", shares.join(", "));
+    }
+    let tokens = quality.tokens.map_or(String::new(), |count| format!(", {count} tokens scored"));
+    let kv = quality.kv.as_ref().map_or(String::new(), |kv| format!(", KV {kv}"));
+    let by = quality.measured_by.as_ref().map_or(String::new(), |by| format!(", by {by}"));
+    facts.add("measured", format_args!("{}{tokens}{kv}{by}", quality.protocol));
+    if let Some(digest) = &quality.text_blake3 {
+        facts.add("", format_args!("text BLAKE3 {digest}"));
     }
 }

@@ -290,13 +290,7 @@ pub(super) fn measure_packed(
     let header_offset = file.superblock().header_offset;
     drop(file);
     let stored = header.quality.get_or_insert_default();
-    stored.protocol = format!("{} {} x {}", report.protocol, report.ctx, report.windows);
-    stored.text_blake3 = Some(report.text_blake3.clone());
-    stored.ppl = Some(report.ppl.value);
-    stored.ppl_reference = report.reference.as_ref().map(|reference| reference.ppl.value);
-    stored.kld_mean = report.kld.map(|kld| kld.mean);
-    stored.kld_ci95 = report.kld.and_then(|kld| measure::half_width(kld.ci95));
-    stored.same_top1 = report.same_top1;
+    store(stored, &report, &config);
     let file_bytes = settle_size(&mut header, header_offset)?;
     container::rewrite_header(&packed.output, &header)?;
 
@@ -317,6 +311,25 @@ pub(super) fn measure_packed(
     };
     packed.quality = Some(QualityReport { model, ..report });
     Ok(())
+}
+
+/// Puts measured figures into a header.
+fn store(stored: &mut container::QualityReport, report: &QualityReport, config: &QualityConfig) {
+    stored.protocol = config.label(report.windows);
+    stored.text_blake3 = Some(report.text_blake3.clone());
+    stored.tokens = Some(report.tokens);
+    stored.kv = Some(report.kv.clone());
+    stored.ppl = Some(report.ppl.value);
+    stored.ppl_ci95 = report.ppl.ci95;
+    stored.ppl_reference = report.reference.as_ref().map(|reference| reference.ppl.value);
+    stored.reference = report.reference.as_ref().map(|r| r.model.fingerprint.clone());
+    stored.kld_mean = report.kld.map(|kld| kld.mean);
+    stored.kld_ci95 = report.kld.and_then(|kld| measure::half_width(kld.ci95));
+    stored.kld_p99 = report.kld.map(|kld| kld.p99);
+    stored.kld_p999 = report.kld.map(|kld| kld.p999);
+    stored.same_top1 = report.same_top1;
+    stored.delta_p_rms = report.delta_p_rms;
+    stored.measured_by = Some(concat!("gristmill ", env!("CARGO_PKG_VERSION")).into());
 }
 
 /// Puts the bits per weight of the file with this header into the header; returns the file's bytes. The

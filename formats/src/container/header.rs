@@ -108,20 +108,65 @@ pub struct QualityReport {
     pub bytes_per_token: u64,
     /// Relative output error of each quantized tensor.
     pub tensors: Vec<TensorQuality>,
-    /// Protocol of the figures below, e.g. `chunk 512 x 40`; empty when none were measured.
+    /// Protocol of the figures below with tokens of a window and windows, e.g. `chunk 512 x 40`; empty
+    /// when none were measured.
     pub protocol: String,
     /// BLAKE3 of the evaluation text.
     pub text_blake3: Option<String>,
     /// Perplexity of the packed file.
     pub ppl: Option<f64>,
+    /// Its 95 % confidence interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl_ci95: Option<[f64; 2]>,
     /// Perplexity of the source.
     pub ppl_reference: Option<f64>,
     /// Mean KL divergence from the source, in nats per token.
     pub kld_mean: Option<f64>,
     /// Half width of its 95 % confidence interval.
     pub kld_ci95: Option<f64>,
+    /// 99th percentile of the divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kld_p99: Option<f64>,
+    /// Its 99.9th percentile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kld_p999: Option<f64>,
     /// Share of positions at which both agree on the likeliest token.
     pub same_top1: Option<f64>,
+    /// Root mean square of the difference between the probabilities of the token that follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta_p_rms: Option<f64>,
+    /// Tokens scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Element type of the key/value cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<String>,
+    /// Fingerprint of what the file was compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Program and version that measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_by: Option<String>,
+}
+
+impl QualityReport {
+    /// Whether it has a member that version 1.0 did not have at first, and whose readers refuse it.
+    pub(super) fn has_details(&self) -> bool {
+        let Self {
+            ppl_ci95,
+            kld_p99,
+            kld_p999,
+            delta_p_rms,
+            tokens,
+            kv,
+            reference,
+            measured_by,
+            ..
+        } = self;
+        let numbers = [kld_p99, kld_p999, delta_p_rms].into_iter().any(Option::is_some);
+        let texts = [kv, reference, measured_by].into_iter().any(Option::is_some);
+        numbers || texts || ppl_ci95.is_some() || tokens.is_some()
+    }
 }
 
 /// What the packing cost one tensor.

@@ -15,8 +15,11 @@ pub(super) const COMMIT_MARK: [u8; 16] = *b"gristmill-commit";
 /// Size of the footer.
 pub const FOOTER_BYTES: usize = SUPERBLOCK_BYTES + COMMIT_MARK.len();
 
-/// Names of the required-feature bits, lowest first. None is defined in version 1.0.
-const REQUIRED_FEATURES: [&str; 0] = [];
+/// Required-feature bit of a quality report with details (see `FORMAT.md`): header members that a reader
+/// without this bit would refuse with a message about JSON.
+pub(super) const QUALITY_DETAILS: u64 = 1;
+/// Names of the required-feature bits, lowest first.
+const REQUIRED_FEATURES: [&str; 1] = ["quality details"];
 
 const DIGEST_START: usize = 96;
 

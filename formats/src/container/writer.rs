@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::header::{Header, SectionEntry, TensorEntry};
 use super::reader::PackedFile;
-use super::superblock::{Superblock, VERSION};
+use super::superblock::{QUALITY_DETAILS, Superblock, VERSION};
 use crate::codec::Codec;
 use crate::limits::{MAX_HEADER_BYTES, PANEL_ALIGN, SECTION_ALIGN};
 use crate::output::Output;
@@ -161,9 +161,10 @@ fn commit(mut out: Output, header: &Header) -> Result<()> {
     }
     out.write(&bytes)?;
     out.align(ALIGN)?;
+    let details = header.quality.as_ref().is_some_and(|quality| quality.has_details());
     let superblock = Superblock {
         version: VERSION,
-        required_features: 0,
+        required_features: if details { QUALITY_DETAILS } else { 0 },
         optional_features: 0,
         header_offset,
         header_bytes: bytes.len() as u64,

@@ -182,6 +182,7 @@ pub(crate) fn quality() -> QualityReport {
         kld_mean: Some(1e-300 / 3.0),
         kld_ci95: Some(5e-324),
         same_top1: Some(1.0 - f64::EPSILON),
+        ..QualityReport::default()
     }
 }
 

@@ -3,7 +3,9 @@
 use std::fs;
 
 use gristmill_formats::codec::Codec;
-use gristmill_formats::container::{PackedFile, PackedWriter, rewrite_header, verify};
+use gristmill_formats::container::{
+    PackedFile, PackedWriter, QualityReport, rewrite_header, verify,
+};
 use gristmill_formats::limits::{PANEL_ALIGN, SECTION_ALIGN};
 use gristmill_formats::source::{Layout, ModelSource, check_tensors};
 use gristmill_formats::{FormatError, Silent};
@@ -199,6 +201,38 @@ fn rewriting_the_header_keeps_tensors_and_changes_what_was_measured() {
     header.provenance = sample::header().provenance;
     rewrite_header(&path, &header).unwrap();
     assert!(fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn details_of_quality_are_announced_to_readers_that_would_refuse_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.grist");
+    let mut header = sample::write(&path, sample::header()).unwrap();
+    let mut features = |quality: QualityReport| {
+        header.quality = Some(quality);
+        rewrite_header(&path, &header).unwrap();
+        let file = PackedFile::open(&path).unwrap();
+        assert_eq!(file.header(), &header, "numbers keep every bit");
+        file.superblock().required_features
+    };
+    // What files had before there were details is what they have without them.
+    assert_eq!(features(sample::quality()), 0);
+    assert!(!String::from_utf8_lossy(&fs::read(&path).unwrap()).contains("ppl_ci95"));
+    let details: [fn(&mut QualityReport); 8] = [
+        |q| q.ppl_ci95 = Some([0.1 + 0.2, 1.0 / 3.0]),
+        |q| q.kld_p99 = Some(1.0 / 7.0),
+        |q| q.kld_p999 = Some(1.0 / 7.0),
+        |q| q.delta_p_rms = Some(1.0 / 7.0),
+        |q| q.tokens = Some(10_200),
+        |q| q.kv = Some("f16".into()),
+        |q| q.reference = Some("0123".into()),
+        |q| q.measured_by = Some("gristmill 0.1.0".into()),
+    ];
+    for change in details {
+        let mut quality = sample::quality();
+        change(&mut quality);
+        assert_eq!(features(quality), 1);
+    }
 }
 
 #[test]
