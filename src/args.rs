@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueHint};
-use gristmill_eval::Protocol;
+use gristmill_eval::{Protocol, TokenPath};
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
 use gristmill_runtime::{EngineConfig, Head, Isa, KvType, Residency};
@@ -14,6 +14,10 @@ use crate::kv::KvArg;
 
 const MODEL_HELP: &str =
     "A .grist file, a Hugging Face directory, or org/name[@revision] in the hub cache";
+
+/// How far stored figures may be off: results are the same bits on every machine, so this only leaves room
+/// for sums in another order.
+const MAX_DRIFT: f64 = 1e-6;
 
 /// Quantize Hugging Face models to one packed file, run it, and measure what the packing cost.
 #[derive(Debug, Parser)]
@@ -195,20 +199,29 @@ pub(crate) struct ChatArgs {
     pub(crate) engine: EngineArgs,
 }
 
-/// Measure perplexity, and divergence from a reference
+/// Measure perplexity, divergence from a reference, or answers to questions
 #[derive(Debug, Args)]
 #[command(
     after_help = "Protocol chunk is llama.cpp's (second half of each window counts), window is \
     that of Hugging Face and GPTQ.\n\nExamples:\n  \
     gristmill eval m.grist --text heldout.txt\n  \
-    gristmill eval m.grist --text heldout.txt --reference ./checkpoint --max-kld 0.05"
+    gristmill eval m.grist --text heldout.txt --reference ./checkpoint --max-kld 0.05\n  \
+    gristmill eval m.grist --choices hellaswag.jsonl --reference ./checkpoint\n  \
+    gristmill eval m.grist --against-embedded --text heldout.txt"
 )]
 pub(crate) struct EvalArgs {
     #[arg(help = MODEL_HELP)]
     pub(crate) model: String,
     /// UTF-8 text to score, read as it is
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) text: PathBuf,
+    #[arg(required_unless_present_any = ["choices", "against_embedded"])]
+    pub(crate) text: Option<PathBuf>,
+    /// Multiple-choice questions to ask instead, one JSON object a line: query, choices and gold, or the
+    /// fields of HellaSwag or ARC
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["text", "protocol", "ctx", "windows", "depth", "path", "against"])]
+    #[arg(conflicts_with_all = ["against_embedded", "max_ppl", "max_kld"])]
+    pub(crate) choices: Option<PathBuf>,
     /// Which predictions count
     #[arg(long, value_name = "NAME", default_value = Protocol::Chunk.name())]
     #[arg(value_parser = protocol_parser())]
@@ -219,9 +232,22 @@ pub(crate) struct EvalArgs {
     /// Windows from the start of the text [default: all]
     #[arg(long, value_name = "N")]
     pub(crate) windows: Option<usize>,
+    /// Tokens of the text before each window, as context that is not scored
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: usize,
+    /// How MODEL computes a window: many tokens at a time, or one by one as when it generates
+    #[arg(long, value_name = "NAME", default_value = TokenPath::Prefill.name())]
+    #[arg(value_parser = names(TokenPath::ALL.map(|path| (path.name(), path))))]
+    pub(crate) path: TokenPath,
     /// Model to compare with, usually the original checkpoint
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<String>,
+    /// Compare with another model's `eval --json` over the same windows, pair by pair
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) against: Option<PathBuf>,
+    /// Measure again what `quantize --measure` stored in the file, on the same --text
+    #[arg(long, conflicts_with_all = ["protocol", "ctx", "windows", "depth", "path", "kv"])]
+    pub(crate) against_embedded: bool,
     /// Element type of the key/value cache, auto: the smallest that costs little; the reference has
     /// f16, or f32 if this is f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
@@ -232,6 +258,9 @@ pub(crate) struct EvalArgs {
     /// Exit with 3 when the mean divergence from the reference is above this
     #[arg(long, value_name = "X", requires = "reference")]
     pub(crate) max_kld: Option<f64>,
+    /// Exit with 3 when the stored perplexity (relative) or divergence (nats) is further off than this
+    #[arg(long, value_name = "X", default_value_t = MAX_DRIFT, requires = "against_embedded")]
+    pub(crate) max_drift: f64,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
 }

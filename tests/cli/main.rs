@@ -4,6 +4,7 @@
 
 mod chat;
 mod demo;
+mod evaluation;
 mod interruption;
 mod measurements;
 mod models;
