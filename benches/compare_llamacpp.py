@@ -6,7 +6,7 @@
     python3 compare_llamacpp.py --gguf FILE                   llama.cpp alone
     python3 compare_llamacpp.py quantize SRC.gguf DST.gguf [--type Q4_0] [--pure]
 
-One round measures, at each thread count, gristmill (`BIN bench GRIST --threads T --prompt P --gen G --repeat 1 --json`) and llama.cpp with
+One round measures, at each thread count, gristmill (`BIN bench GRIST --threads T --prompt P --gen G --repeat 1 --cold 0 --json`) and llama.cpp with
 flash attention automatic and off, in an order that turns around every round, so that drift of the machine falls on both alike. Printed are
 medians with their range, and the median over rounds of the ratio within a round, against the better of the two llama.cpp settings there.
 
@@ -95,7 +95,7 @@ def run_json(command):
 
 def run_gristmill(args, threads):
     report = run_json([args.gristmill, "bench", args.grist, "--threads", str(threads), "--prompt", str(args.prompt), "--gen", str(args.gen),
-                       "--repeat", "1", "--json"])
+                       "--repeat", "1", "--cold", "0", "--json"])
     rows = [row for row in report["rows"] if row.get("threads") == threads]
     if not rows:
         raise SystemExit(f"gristmill bench reports no row for {threads} threads")

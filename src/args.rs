@@ -267,25 +267,52 @@ pub(crate) struct EvalArgs {
 
 /// Measure speed beside the memory bandwidth that bounds it
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  gristmill bench m.grist --threads 1,2 --json")]
+#[command(
+    after_help = "Several files, or --rounds, are measured in turns in fresh processes and compared \
+    with the first.\n\nExamples:\n  gristmill bench m.grist --threads 1,2 --json\n  \
+    gristmill bench m.grist --depth 0,1024,4096 --prompt 128,512\n  \
+    gristmill bench a.grist b.grist --rounds 5\n  \
+    gristmill bench m.grist --sustained 600\n  \
+    gristmill bench m.grist --compare earlier.json --max-slowdown 5"
+)]
 pub(crate) struct BenchArgs {
-    #[arg(help = MODEL_HELP)]
-    pub(crate) model: String,
+    #[arg(help = MODEL_HELP, value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<String>,
     /// Numbers of threads to measure [default: all cores]
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads_parser())]
     pub(crate) threads: Vec<u64>,
     /// Tokens of the prompt [default: 512, or what the model takes]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) prompt: Vec<usize>,
+    /// Tokens to generate [default: 128, in a sustained run 256]
     #[arg(long, value_name = "N")]
-    pub(crate) prompt: Option<usize>,
-    /// Tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub(crate) r#gen: usize,
+    pub(crate) r#gen: Option<usize>,
     /// Tokens in the context before the prompt
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) depth: usize,
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<usize>,
     /// Repeats of each measurement
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repeat: usize,
+    /// Fresh processes that start on a text, with the file cache as it is and again without it; 0: none
+    /// [default: 3, or the repeats if those are fewer]
+    #[arg(long, value_name = "N")]
+    pub(crate) cold: Option<usize>,
+    /// Then run for so many seconds and report the sustained rate and when it was throttled
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) sustained: Option<u64>,
+    /// Share of the first rate below which a sustained run counts as throttled
+    #[arg(long, value_name = "X", default_value_t = 0.9, requires = "sustained")]
+    #[arg(value_parser = share_parser)]
+    pub(crate) throttled_below: f64,
+    /// Fresh processes per file, in turns [default: 5 for several files, else none]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) rounds: Option<u64>,
+    /// Compare with what --json printed earlier
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) compare: Option<PathBuf>,
+    /// Exit with 3 when a rate is lower than the earlier one by more than this, or not comparable
+    #[arg(long, value_name = "PERCENT", requires = "compare", value_parser = percent_parser)]
+    pub(crate) max_slowdown: Option<f64>,
     /// Element type of the key/value cache; auto measures and takes the smallest that costs little
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_parser())]
     pub(crate) kv: KvArg,
@@ -295,6 +322,9 @@ pub(crate) struct BenchArgs {
     /// How the output head is computed; see `gristmill run --help`
     #[arg(long, value_name = "HOW", default_value = "full", value_parser = head_parser())]
     pub(crate) head: Head,
+    /// One cold start, timed from this moment in nanoseconds since 1970; what `--cold` runs
+    #[arg(long, value_name = "NANOSECONDS", hide = true)]
+    pub(crate) cold_run: Option<u128>,
 }
 
 /// Measure every kernel beside the machine's ceilings
@@ -521,6 +551,22 @@ fn objective_parser() -> impl TypedValueParser<Value = Objective> {
 
 fn non_empty(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("it is empty".into()) } else { Ok(text.into()) }
+}
+
+/// A share in percent.
+fn percent_parser(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if (0.0..100.0).contains(&percent) => Ok(percent),
+        _ => Err("expected a number from 0 to less than 100".into()),
+    }
+}
+
+/// A number between 0 and 1, without these.
+fn share_parser(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        _ => Err("expected a number between 0 and 1".into()),
+    }
 }
 
 /// Bytes with a decimal (kB, MB, GB) or binary (KiB, MiB, GiB) unit, or none.

@@ -31,6 +31,14 @@ impl KvArg {
         KvType::ALL.map(|kv| (kv.name(), Self::Is(kv))).into_iter().chain([("auto", Self::Auto)])
     }
 
+    /// As users type it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Is(kv) => kv.name(),
+        }
+    }
+
     /// The type, with what was measured for it, if it was; `config` is how engines are built. What is
     /// chosen is told on standard error.
     pub(crate) fn resolve(

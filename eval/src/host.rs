@@ -1,9 +1,13 @@
-//! Where a measurement was made, and what memory the process holds.
+//! Where a measurement was made.
 
 use std::fs;
+use std::path::Path;
 
 use gristmill_runtime::Isa;
 use serde::{Deserialize, Serialize};
+
+use crate::activity::fastest_mhz;
+use crate::platform::Platform;
 
 /// The machine and the build. Fields that cannot be read are null.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,10 +28,43 @@ pub struct Host {
     pub last_level_cache_bytes: Option<u64>,
     /// Load average over 1, 5 and 15 minutes before the measurement.
     pub load_average: Option<[f64; 3]>,
+    /// The same after it, the measurement's own load included.
+    #[serde(default)]
+    pub load_average_after: Option<[f64; 3]>,
+    /// How the kernel chooses the CPU's clock (`scaling_governor`).
+    #[serde(default)]
+    pub governor: Option<String>,
+    /// Clock of the fastest core before the measurement.
+    #[serde(default)]
+    pub current_mhz: Option<f64>,
+    /// Highest clock that the kernel may choose.
+    #[serde(default)]
+    pub max_mhz: Option<f64>,
+    /// Whether clocks above the nominal one are allowed.
+    #[serde(default)]
+    pub boost: Option<bool>,
+    /// Whether two threads share a core.
+    #[serde(default)]
+    pub smt: Option<bool>,
+    /// The virtual machine or container around this process, as far as it shows; null when nothing does.
+    #[serde(default)]
+    pub virtualization: Option<String>,
+    /// `mains` or `battery`; null without a power supply that tells.
+    #[serde(default)]
+    pub power_source: Option<String>,
+    /// Who gets huge pages unasked (`transparent_hugepage`): `always`, `madvise` or `never`.
+    #[serde(default)]
+    pub huge_pages: Option<String>,
     /// Version of gristmill.
     pub version: String,
     /// Commit it was built from, where the build stated it.
     pub commit: Option<String>,
+    /// Compiler that built it.
+    #[serde(default)]
+    pub compiler: Option<String>,
+    /// Its flags and the optimisation level.
+    #[serde(default)]
+    pub compiler_flags: Option<String>,
 }
 
 impl Host {
@@ -35,6 +72,8 @@ impl Host {
     pub fn detect() -> Self {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
         let os = std::env::consts::OS;
+        let root = Path::new("/");
+        let platform = Platform::read(root);
         Self {
             cpu: cpu_name(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -44,9 +83,25 @@ impl Host {
             memory_bytes: kib_field("/proc/meminfo", "MemTotal:"),
             last_level_cache_bytes: last_level_cache_bytes(),
             load_average: load_average(),
+            load_average_after: None,
+            governor: platform.governor,
+            current_mhz: fastest_mhz(root),
+            max_mhz: platform.max_mhz,
+            boost: platform.boost,
+            smt: platform.smt,
+            virtualization: platform.virtualization,
+            power_source: platform.power_source,
+            huge_pages: platform.huge_pages,
             version: env!("CARGO_PKG_VERSION").into(),
             commit: option_env!("GRISTMILL_COMMIT").filter(|c| !c.is_empty()).map(Into::into),
+            compiler: option_env!("GRISTMILL_BUILT_BY").map(Into::into),
+            compiler_flags: option_env!("GRISTMILL_BUILT_WITH").map(Into::into),
         }
+    }
+
+    /// Adds what is known only after a measurement.
+    pub(crate) fn finish(&mut self) {
+        self.load_average_after = load_average();
     }
 
     /// Why timings of this moment are not comparable with others, if they are not: others use the CPU.
@@ -65,6 +120,34 @@ impl Host {
     /// Why timings with so many threads are not those of as many cores, if there are fewer.
     pub(crate) fn oversubscribed(&self, threads: usize) -> Option<String> {
         (threads > self.cores).then(|| format!("{threads} threads share {} cores", self.cores))
+    }
+
+    /// Settings that change timings, as one line for tables.
+    pub(crate) fn settings(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(virtualization) = &self.virtualization {
+            parts.push(virtualization.clone());
+        }
+        parts.push(match &self.governor {
+            Some(governor) => format!("governor {governor}"),
+            None => "no governor to be seen".into(),
+        });
+        if let Some(mhz) = self.current_mhz {
+            let most = self.max_mhz.map_or(String::new(), |most| format!(" of {most:.0}"));
+            parts.push(format!("{mhz:.0}{most} MHz"));
+        }
+        let flag = |on: bool| if on { "on" } else { "off" };
+        parts.extend(self.boost.map(|on| format!("boost {}", flag(on))));
+        parts.extend(self.smt.map(|on| format!("SMT {}", flag(on))));
+        parts.extend(self.power_source.as_ref().map(|source| format!("power from {source}")));
+        parts.extend(self.huge_pages.as_ref().map(|pages| format!("huge pages {pages}")));
+        if let Some([before, ..]) = self.load_average {
+            let after =
+                self.load_average_after.map_or(String::new(), |a| format!(", then {:.2}", a[0]));
+            parts.push(format!("load {before:.2}{after}"));
+        }
+        parts.extend(self.compiler.clone());
+        parts.join(", ")
     }
 
     /// One line for tables.
@@ -127,51 +210,10 @@ fn load_average() -> Option<[f64; 3]> {
 }
 
 /// A field of a `name: value kB` file, in bytes.
-fn kib_field(path: &str, name: &str) -> Option<u64> {
+pub(crate) fn kib_field(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|l| l.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// Memory of this process. The peaks of the two kinds are the largest of samples taken after each stage
-/// (the engine allocates everything when it is built, so nothing is missed between them).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
-    /// Private memory: caches, buffers, tokenizer. This much must be free.
-    pub anonymous_peak_bytes: Option<u64>,
-    /// Resident pages of mapped files: weights and the program. The system can drop and reread them.
-    pub file_peak_bytes: Option<u64>,
-    /// Largest resident size of all kinds together, as the kernel recorded it.
-    pub resident_peak_bytes: Option<u64>,
-    /// Whether the kernel's record was reset before the measurement; if not, it may be of earlier work.
-    pub resident_peak_was_reset: bool,
-    /// Why fields are null.
-    pub reason: Option<String>,
-}
-
-impl Memory {
-    /// Takes a sample and keeps the larger of each figure.
-    pub(crate) fn sample(&mut self) {
-        let status = |name| kib_field("/proc/self/status", name);
-        self.anonymous_peak_bytes = self.anonymous_peak_bytes.max(status("RssAnon:"));
-        self.file_peak_bytes = self.file_peak_bytes.max(status("RssFile:"));
-        self.resident_peak_bytes = self.resident_peak_bytes.max(peak_memory());
-        let missing = self.anonymous_peak_bytes.is_none() || self.resident_peak_bytes.is_none();
-        self.reason = missing.then(|| {
-            format!("{} does not tell resident memory in /proc/self/status", std::env::consts::OS)
-        });
-    }
-}
-
-/// Largest resident size of this process, mapped files included, in bytes; `None` where the system does
-/// not tell. See [`reset_peak_memory`].
-pub fn peak_memory() -> Option<u64> {
-    kib_field("/proc/self/status", "VmHWM:")
-}
-
-/// Asks the kernel to forget the process's largest resident size; whether it did.
-pub fn reset_peak_memory() -> bool {
-    fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 #[cfg(test)]
@@ -197,15 +239,5 @@ mod tests {
         assert_eq!(host.busy(), None);
         host.load_average = None;
         assert_eq!(host.busy(), None);
-    }
-
-    #[test]
-    fn memory_is_sampled_or_explained() {
-        let mut memory = Memory::default();
-        memory.sample();
-        assert_eq!(memory.reason.is_none(), memory.anonymous_peak_bytes.is_some());
-        let before = memory.clone();
-        memory.sample();
-        assert!(memory.anonymous_peak_bytes >= before.anonymous_peak_bytes);
     }
 }

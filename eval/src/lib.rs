@@ -13,33 +13,52 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod activity;
 mod bench;
 mod choice;
+mod control_group;
+mod energy;
 mod error;
 mod file_cache;
+mod first_text;
 mod host;
 mod hwbench;
 mod kv_choice;
+mod memory;
 mod model_facts;
+mod platform;
 mod predict;
 mod probe;
 mod quality;
+mod spread;
 mod stats;
+mod sustained;
 mod synthetic;
 mod table;
 
-pub use bench::{BenchConfig, BenchReport, BenchRow, KernelReport, Percentiles, bench};
+pub use activity::Activity;
+pub use bench::{
+    BenchConfig, BenchDocument, BenchReport, BenchRow, ComparedRow, Comparison, FileRuns,
+    Interleaved, KernelReport, MIN_SAMPLES_P95, MIN_SAMPLES_P99, Percentiles, RunsRow, bench,
+};
 pub use choice::{
     Accuracy, Agreement, ChoiceReference, ChoiceReport, ChoiceTask, EncodedTask, Question,
     QuestionScore, choices,
 };
+pub use control_group::CpuThrottling;
+pub use energy::{EnergyMeter, EnergyReport, EnergyWindow, Measured};
 pub use error::{EvalError, Result};
-pub use host::{Host, Memory, peak_memory, reset_peak_memory};
+pub use file_cache::drop_pages;
+pub use first_text::{
+    ColdRun, FirstText, MAX_SILENT_TOKENS, Request, Start, Ttft, first_text, prompt_text,
+};
+pub use host::Host;
 pub use hwbench::{
     Case, Ceiling, CeilingRow, Family, HwBenchConfig, HwBenchReport, HwBenchRow, Operation, Origin,
     SlowChoice, Subject, TOLERANCE, Unit, hwbench,
 };
 pub use kv_choice::{KvChoice, KvDivergence, MAX_KV_KLD, choose_kv};
+pub use memory::{Memory, major_faults, peak_memory, reset_peak_memory, storage_read_bytes};
 pub use model_facts::ModelFacts;
 pub use predict::{
     AttentionRate, Device, GemmRate, GemvRate, Interval, Machine, MemoryForecast, ModelShape,
@@ -48,9 +67,13 @@ pub use predict::{
 };
 pub use probe::{Bandwidth, ReadProbe, default_probe_bytes, probe_bandwidth, probe_slices};
 pub use quality::{
-    Comparison, Difference, Divergence, EarlierReport, Estimate, PairedDifference, PositionQuality,
-    Protocol, QualityConfig, QualityReport, Ratio, ReferenceQuality, TextTokens, TokenPath,
-    UnknownProtocol, Verdict, WindowQuality, quality,
+    Difference, Divergence, EarlierReport, Estimate, PairedDifference, PositionQuality, Protocol,
+    QualityComparison, QualityConfig, QualityReport, QualityVerdict, Ratio, ReferenceQuality,
+    TextTokens, TokenPath, UnknownProtocol, WindowQuality, quality,
+};
+pub use spread::{MIN_RUNS, Spread, Verdict};
+pub use sustained::{
+    Phase, RateAt, Steadiness, Sustained, SustainedConfig, ThrottleRule, TracePoint, sustained,
 };
 pub use synthetic::{Shape, write_synthetic};
 

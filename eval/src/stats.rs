@@ -47,12 +47,6 @@ pub(crate) fn nearest_rank(sorted: &[f64], p: f64) -> f64 {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-/// Sorts and returns the percentile by nearest rank.
-pub(crate) fn percentile(values: &mut [f64], p: f64) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    nearest_rank(values, p)
-}
-
 /// The middle value, or the mean of the two middle ones.
 ///
 /// # Panics
@@ -101,9 +95,7 @@ pub(crate) fn paired_ci95(windows: usize, statistic: impl Fn(&[usize]) -> f64) -
 /// 95 % interval of the difference of two means as if the windows of one had nothing to do with those
 /// of the other: what an interval is worth that does not use the pairs.
 pub(crate) fn unpaired_ci95(a: &[f64], b: &[f64]) -> Option<[f64; 2]> {
-    let (mut of_a, mut of_b) = (Draws::new(a.len())?, Draws::new(b.len())?);
-    // Another sequence: with the first's draws the windows would be pairs again.
-    of_b.random = SplitMix64::new(!SEED);
+    let (mut of_a, mut of_b) = Draws::independent(a.len(), b.len())?;
     Some(percentile_ci95(|| mean_of(a, of_a.next()) - mean_of(b, of_b.next())))
 }
 
@@ -125,6 +117,14 @@ impl Draws {
         (windows >= 2).then(draws)
     }
 
+    /// Of two things that have nothing to do with each other.
+    fn independent(a: usize, b: usize) -> Option<(Self, Self)> {
+        let (a, mut b) = (Self::new(a)?, Self::new(b)?);
+        // Another sequence: with the first's draws they would be pairs.
+        b.random = SplitMix64::new(!SEED);
+        Some((a, b))
+    }
+
     /// As many as there are windows.
     fn next(&mut self) -> &[usize] {
         let count = self.indices.len();
@@ -140,6 +140,26 @@ fn percentile_ci95(mut resample: impl FnMut() -> f64) -> [f64; 2] {
     [nearest_rank(&values, 0.025), nearest_rank(&values, 0.975)]
 }
 
+/// As [`bootstrap_ci95`], of another statistic than the mean.
+pub(crate) fn bootstrap_ci95_of(
+    values: &[f64],
+    statistic: impl Fn(&[f64]) -> f64,
+) -> Option<[f64; 2]> {
+    paired_ci95(values.len(), |drawn| statistic(&pick(values, drawn)))
+}
+
+/// 95 % interval of the ratio of two medians, each drawn from its own runs. `None` for fewer than two runs
+/// of either.
+pub(crate) fn bootstrap_ratio_ci95(above: &[f64], below: &[f64]) -> Option<[f64; 2]> {
+    let (mut a, mut b) = Draws::independent(above.len(), below.len())?;
+    Some(percentile_ci95(|| median(&pick(above, a.next())) / median(&pick(below, b.next()))))
+}
+
+/// The drawn values.
+fn pick(values: &[f64], drawn: &[usize]) -> Vec<f64> {
+    drawn.iter().map(|&i| values[i]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +172,6 @@ mod tests {
         {
             assert_eq!(nearest_rank(&sorted, p), expected, "{p}");
         }
-        assert_eq!(percentile(&mut [3.0, 1.0, 2.0], 0.99), 3.0);
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
     }
@@ -203,5 +222,14 @@ mod tests {
         // Equal windows vary all the same when they are not pairs.
         let [low, high] = unpaired_ci95(&a, &a).expect("windows");
         assert!(low < -0.1 && 0.1 < high, "{low} {high}");
+    }
+
+    #[test]
+    fn a_ratio_of_medians_has_an_interval_around_it() {
+        let above = [20.0, 21.0, 19.0, 20.5, 20.2];
+        let below = [10.0, 10.1, 9.9, 10.2, 9.8];
+        let [low, high] = bootstrap_ratio_ci95(&above, &below).expect("enough runs");
+        assert!(1.8 < low && low < 2.02 && 2.02 < high && high < 2.2, "{low} {high}");
+        assert_eq!(bootstrap_ratio_ci95(&above, &[10.0]), None);
     }
 }

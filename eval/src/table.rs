@@ -43,6 +43,30 @@ impl Table {
     }
 }
 
+/// Breaks lines that are longer than tables are, between words; what is broken goes on after two blanks.
+/// Lines of tables stay as they are.
+pub(crate) fn wrapped(text: &str) -> String {
+    const WIDTH: usize = 118;
+    let mut out = String::new();
+    for line in text.lines() {
+        let mut width = 0;
+        for word in line.split(' ') {
+            let next = word.chars().count();
+            if width > 0 && width + 1 + next > WIDTH && !line.starts_with('|') {
+                out.push_str("\n  ");
+                width = 2;
+            } else if width > 0 {
+                out.push(' ');
+                width += 1;
+            }
+            out.push_str(word);
+            width += next;
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// A number with about four significant digits.
 pub(crate) fn number(value: f64) -> String {
     let digits = match value.abs() {
@@ -86,6 +110,17 @@ mod tests {
             table.render(),
             "| name   |    x |\n|--------|-----:|\n| a      | 1.25 |\n| longer |    − |\n"
         );
+    }
+
+    #[test]
+    fn long_lines_are_broken_between_words_and_tables_are_not() {
+        let words = ["word"; 40].join(" ");
+        let broken = wrapped(&words);
+        assert_eq!(broken.lines().count(), 2);
+        assert!(broken.lines().all(|line| line.len() <= 118), "{broken}");
+        assert_eq!(broken.split_whitespace().count(), 40);
+        let row = format!("| {words} |\nshort\n\n");
+        assert_eq!(wrapped(&row), row);
     }
 
     #[test]

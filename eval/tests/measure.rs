@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gristmill_eval::{
     BenchConfig, EarlierReport, EvalError, MAX_KV_KLD, PositionQuality, Protocol, QualityConfig,
-    QualityReport, TextTokens, TokenPath, Verdict, bench, choose_kv, quality,
+    QualityReport, QualityVerdict, TextTokens, TokenPath, bench, choose_kv, quality,
 };
 use gristmill_formats::codec::Codec;
 use gristmill_formats::model::{
@@ -343,15 +343,18 @@ fn an_earlier_report_is_compared_in_pairs() {
     earlier.check(&text, &config).expect("the same windows");
     let comparison = earlier.compare(&int8);
     let kld = comparison.kld.expect("one reference");
-    assert_eq!(kld.verdict, Verdict::Better);
+    assert_eq!(kld.verdict, QualityVerdict::Better);
     let means = [&int8, &other].map(|report| report.kld.expect("paired").mean);
     assert!((kld.value - (means[0] - means[1])).abs() < 1e-12);
     let ratio = int8.ppl.value / other.ppl.value;
     assert!((comparison.ppl_ratio.value / ratio - 1.0).abs() < 1e-12);
     assert!((comparison.nll.value - ratio.ln()).abs() < 1e-12);
-    assert_eq!(read(&int8).compare(&other).kld.expect("one reference").verdict, Verdict::Worse);
+    assert_eq!(
+        read(&int8).compare(&other).kld.expect("one reference").verdict,
+        QualityVerdict::Worse
+    );
     let same = read(&int8).compare(&int8);
-    assert_eq!(same.nll.verdict, Verdict::NotDistinguishable);
+    assert_eq!(same.nll.verdict, QualityVerdict::NotDistinguishable);
     assert_eq!(same.kld.expect("one reference").ci95, Some([0.0, 0.0]));
     assert!(comparison.table().contains("better"));
 
@@ -432,9 +435,9 @@ fn a_benchmark_yields_positive_numbers_and_all_of_its_progress() {
     }
     let config = BenchConfig {
         threads: vec![2, 1],
-        prompt: 20,
+        prompts: vec![20],
         r#gen: 12,
-        depth: 16,
+        depths: vec![16],
         repeat: 2,
         kv: KvType::Int8,
         isa: None,
@@ -484,19 +487,26 @@ fn a_benchmark_yields_positive_numbers_and_all_of_its_progress() {
 #[test]
 fn impossible_benchmarks_are_refused() {
     let open = || Ok(TinyModel::load(1, VOCAB));
-    let valid =
-        BenchConfig { threads: vec![1], prompt: 4, r#gen: 2, repeat: 1, ..BenchConfig::default() };
+    let valid = BenchConfig {
+        threads: vec![1],
+        prompts: vec![4],
+        r#gen: 2,
+        repeat: 1,
+        ..BenchConfig::default()
+    };
     for config in [
         BenchConfig { threads: vec![], ..valid.clone() },
-        BenchConfig { prompt: 0, ..valid.clone() },
+        BenchConfig { prompts: vec![8, 0], ..valid.clone() },
         BenchConfig { r#gen: 0, ..valid.clone() },
         BenchConfig { repeat: usize::MAX, ..valid.clone() },
-        BenchConfig { depth: usize::MAX, ..valid.clone() },
+        BenchConfig { depths: vec![0, usize::MAX], ..valid.clone() },
+        BenchConfig { depths: vec![], ..valid.clone() },
+        BenchConfig { prompts: vec![], ..valid.clone() },
     ] {
         assert!(matches!(bench(&open, &config, &Silent), Err(EvalError::Config(_))), "{config:?}");
     }
     // More positions than the model has.
-    let config = BenchConfig { prompt: 300, ..valid.clone() };
+    let config = BenchConfig { prompts: vec![300], ..valid.clone() };
     assert!(matches!(bench(&open, &config, &Silent), Err(EvalError::Runtime(_))));
     let closed = || Err("no such file".to_string());
     let result = bench(&closed, &valid, &Silent);

@@ -216,9 +216,9 @@ impl Stage<'_> {
         let default = BenchConfig::default();
         let config = BenchConfig {
             threads: self.threads.map_or(default.threads, |threads| vec![threads]),
-            prompt: 256,
+            prompts: vec![256],
             r#gen: 128,
-            depth: 0,
+            depths: vec![0],
             repeat: 3,
             kv: KvType::F16,
             isa: self.session.isa,

@@ -2,17 +2,52 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Host, Memory};
+use crate::activity::Activity;
+use crate::energy::EnergyReport;
+use crate::first_text::Ttft;
+use crate::host::Host;
+use crate::memory::Memory;
 use crate::model_facts::ModelFacts;
-use crate::table::{Table, mebibytes, number, percent};
+use crate::stats::nearest_rank;
+use crate::sustained::Sustained;
+
+/// Least number of samples for a 95th percentile that means something.
+pub const MIN_SAMPLES_P95: usize = 400;
+/// Least number of samples for a 99th percentile.
+pub const MIN_SAMPLES_P99: usize = 2000;
 
 /// Percentiles by nearest rank.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
     /// Median.
     pub p50: f64,
-    /// 95th percentile.
+    /// 95th percentile; see `too_few_for_p95`.
     pub p95: f64,
+    /// 99th percentile; null for fewer than [`MIN_SAMPLES_P99`] samples.
+    #[serde(default)]
+    pub p99: Option<f64>,
+    /// Values that these are percentiles of.
+    #[serde(default)]
+    pub samples: usize,
+    /// Whether there were fewer than [`MIN_SAMPLES_P95`]: `p95` is then near the largest value and says
+    /// little.
+    #[serde(default)]
+    pub too_few_for_p95: bool,
+}
+
+impl Percentiles {
+    /// Of some values, at least one; they are sorted.
+    pub(crate) fn of(values: &mut [f64]) -> Self {
+        values.sort_unstable_by(f64::total_cmp);
+        let samples = values.len();
+        Self {
+            p50: nearest_rank(values, 0.5),
+            p95: nearest_rank(values, 0.95),
+            p99: (samples >= MIN_SAMPLES_P99).then(|| nearest_rank(values, 0.99)),
+            samples,
+            too_few_for_p95: samples < MIN_SAMPLES_P95,
+        }
+    }
 }
 
 /// Which kernel multiplies the matrices of a codec.
@@ -26,13 +61,23 @@ pub struct KernelReport {
     pub prefill: String,
 }
 
-/// Speed with one number of threads. Rates are medians over the repeats.
+/// Speed with one number of threads at one depth with one prompt. Rates are medians over the repeats.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchRow {
     /// Threads.
     pub threads: usize,
+    /// Tokens in the context before the prompt.
+    #[serde(default)]
+    pub depth: usize,
+    /// Tokens of the prompt.
+    #[serde(default)]
+    pub prompt: usize,
     /// Tokens generated per second after the first.
     pub decode_tok_s: f64,
+    /// 95 % interval of that median over repeats; null for fewer than five. Repeats share a process: fresh
+    /// processes (several files, or `--rounds`) differ more.
+    #[serde(default)]
+    pub decode_tok_s_ci95: Option<[f64; 2]>,
     /// The same for each repeat.
     pub decode_tok_s_by_repeat: Vec<f64>,
     /// Tokens of the prompt processed per second.
@@ -42,7 +87,8 @@ pub struct BenchRow {
     /// From a prompt's tokens to the first generated one: prefill and greedy sampling, in a process
     /// that is warm; tokenizing and detokenizing are not in it.
     pub ttft_ms: Percentiles,
-    /// Time of each following token (decoding and greedy sampling), pooled over the repeats.
+    /// Time of each following token (decoding and greedy sampling), pooled over the repeats. Every step
+    /// gives one token, so this is the inter-token latency as well.
     pub tpot_ms: Percentiles,
     /// Bytes that decoding a token reads: the sum of the next two.
     pub bytes_per_token: u64,
@@ -66,6 +112,18 @@ pub struct BenchRow {
     pub share_of_model_sized_bandwidth: f64,
     /// What the roofline allows: `bandwidth_model_sized_gb_s` over `bytes_per_token`.
     pub predicted_decode_tok_s: f64,
+    /// Energy of a decoded token, the whole of what the counters count; null without a counter.
+    #[serde(default)]
+    pub joules_per_token: Option<f64>,
+    /// Less the machine's power at rest.
+    #[serde(default)]
+    pub net_joules_per_token: Option<f64>,
+    /// BLAKE3 of the generated tokens, each as four bytes, least significant first.
+    #[serde(default)]
+    pub output_blake3: String,
+    /// Whether every repeat generated them.
+    #[serde(default)]
+    pub repeats_agree: bool,
 }
 
 /// Speed and memory of a model.
@@ -73,8 +131,12 @@ pub struct BenchRow {
 pub struct BenchReport {
     /// [`crate::SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// One row per number of threads, in the order asked for.
+    /// One row per number of threads, depth and prompt, in the order asked for.
     pub rows: Vec<BenchRow>,
+    /// BLAKE3 of the tokens that the first row generated. Two runs of the same model with the same lengths
+    /// and cache have the same.
+    #[serde(default)]
+    pub output_blake3: String,
     /// Opening and binding the model, for the first time in this process. The system's file cache may
     /// have been warm.
     pub load_ms: f64,
@@ -92,17 +154,29 @@ pub struct BenchReport {
     pub coarse_head_ms: Option<f64>,
     /// Memory before the bandwidth probe took its own: the most over the numbers of threads.
     pub memory: Memory,
+    /// Where energy was read.
+    #[serde(default)]
+    pub energy: EnergyReport,
+    /// Time to first token of a text, cold and warm; null when it was not measured.
+    #[serde(default)]
+    pub ttft: Option<Ttft>,
+    /// A run of minutes; null when none was asked for.
+    #[serde(default)]
+    pub sustained: Option<Sustained>,
+    /// What else the machine did during the repeats.
+    #[serde(default)]
+    pub activity: Activity,
     /// Instruction-set class.
     pub isa: String,
     /// Kernels that ran.
     pub kernels: Vec<KernelReport>,
     /// Element type of the key/value cache.
     pub kv: String,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, of the first row.
     pub prompt: usize,
     /// Tokens generated after the first.
     pub r#gen: usize,
-    /// Tokens already in the context before the prompt.
+    /// Tokens already in the context before the prompt, of the first row.
     pub depth: usize,
     /// Repeats of each row.
     pub repeat: usize,
@@ -126,94 +200,13 @@ pub struct BenchReport {
 }
 
 impl BenchReport {
-    /// Where the weights were, in words.
-    fn weights(&self) -> String {
-        let mb = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
-        match (self.copied_bytes, self.streamed_bytes) {
-            (0, 0) => "mapped".into(),
-            (copied, 0) => format!("copied into huge pages ({})", mb(copied)),
-            (copied, streamed) => format!("{} in memory, {} streamed", mb(copied), mb(streamed)),
-        }
+    /// Depth and prompt of a row. Rows of earlier versions have neither: there it is that of the report.
+    pub(crate) fn place_of(&self, row: &BenchRow) -> (usize, usize) {
+        if row.prompt > 0 { (row.depth, row.prompt) } else { (self.depth, self.prompt) }
     }
 
-    /// How the output head was computed, in words.
-    fn head(&self) -> String {
-        let (Some(bytes), Some(ms)) = (self.coarse_head_bytes, self.coarse_head_ms) else {
-            return "in full".into();
-        };
-        let shares = self.rows.iter().filter_map(|row| row.fine_head_share).map(percent);
-        format!(
-            "in two stages ({:.1} MB of coarse head made in {} ms, then {} of the panels)",
-            bytes as f64 / 1e6,
-            number(ms),
-            shares.collect::<Vec<_>>().join(", "),
-        )
-    }
-
-    /// The report as a Markdown table with lines on its circumstances.
-    pub fn table(&self) -> String {
-        let mut table = Table::new(&[
-            "threads",
-            "prefill tok/s",
-            "TTFT p50/p95 ms",
-            "decode tok/s",
-            "TPOT p50/p95 ms",
-            "MB/token",
-            "GB/s",
-            "of memory",
-            "of model-sized",
-            "roofline tok/s",
-        ]);
-        let pair = |p: Percentiles| format!("{} / {}", number(p.p50), number(p.p95));
-        for row in &self.rows {
-            table.row(vec![
-                row.threads.to_string(),
-                number(row.prefill_tok_s),
-                pair(row.ttft_ms),
-                number(row.decode_tok_s),
-                pair(row.tpot_ms),
-                number(row.bytes_per_token as f64 / 1e6),
-                number(row.achieved_gb_s),
-                format!("{} of {}", percent(row.share_of_bandwidth), number(row.bandwidth_gb_s)),
-                format!(
-                    "{} of {}",
-                    percent(row.share_of_model_sized_bandwidth),
-                    number(row.bandwidth_model_sized_gb_s)
-                ),
-                number(row.predicted_decode_tok_s),
-            ]);
-        }
-        let memory = |bytes: Option<u64>| {
-            bytes.map_or_else(|| "unknown".into(), |b| format!("{} MiB", mebibytes(b)))
-        };
-        let mut out = format!(
-            "{}\nprompt {}, {} generated, depth {}, {} repeats; {:.3} bits per weight, {:.1} MB, {}; KV {}\n\
-             load {} ms (again {} ms), weights {}, head {}; memory {} anonymous, {} mapped\n{}\n",
-            table.render(),
-            self.prompt,
-            self.r#gen,
-            self.depth,
-            self.repeat,
-            self.model.bits_per_weight,
-            self.model.file_bytes as f64 / 1e6,
-            self.model.codecs.join("+"),
-            self.kv,
-            number(self.load_ms),
-            number(self.load_warm_ms),
-            self.weights(),
-            self.head(),
-            memory(self.memory.anonymous_peak_bytes),
-            memory(self.memory.file_peak_bytes),
-            self.host.line(),
-        );
-        if self.rows.iter().any(|row| row.share_of_bandwidth > 1.0) {
-            out.push_str("above 100 % of memory: weights stay in a cache between tokens\n");
-        }
-        for warning in &self.warnings {
-            out.push_str("warning: ");
-            out.push_str(warning);
-            out.push('\n');
-        }
-        out
+    /// The row at a place with so many threads.
+    pub(crate) fn row_at(&self, threads: usize, place: (usize, usize)) -> Option<&BenchRow> {
+        self.rows.iter().find(|row| row.threads == threads && self.place_of(row) == place)
     }
 }

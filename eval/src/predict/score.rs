@@ -25,7 +25,9 @@ pub struct PredictionError {
 /// Compares the rows of a benchmark with those of a prediction for the same lengths and numbers of
 /// threads; rows that were not predicted are left out.
 pub fn score(prediction: &Prediction, report: &BenchReport) -> Vec<PredictionError> {
-    let rows = report.rows.iter().filter_map(|measured| {
+    let place = (prediction.depth, prediction.prompt);
+    let measured = report.rows.iter().filter(|row| report.place_of(row) == place);
+    let rows = measured.filter_map(|measured| {
         let row = prediction.rows.iter().find(|row| row.threads == measured.threads)?;
         let (decode, prefill) = (row.decode_tok_s, row.prefill_tok_s);
         Some(PredictionError {

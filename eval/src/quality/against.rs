@@ -41,7 +41,7 @@ struct EarlierReference {
 /// What an interval says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum QualityVerdict {
     /// All of the interval is below 0: the model loses less than the earlier one.
     Better,
     /// All of it is above 0.
@@ -50,7 +50,7 @@ pub enum Verdict {
     NotDistinguishable,
 }
 
-impl Verdict {
+impl QualityVerdict {
     fn of(ci95: Option<[f64; 2]>) -> Self {
         match ci95 {
             Some([_, high]) if high < 0.0 => Self::Better,
@@ -60,7 +60,7 @@ impl Verdict {
     }
 }
 
-impl std::fmt::Display for Verdict {
+impl std::fmt::Display for QualityVerdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Better => "better",
@@ -78,20 +78,20 @@ pub struct PairedDifference {
     /// 95 % confidence interval, paired; null for a single window.
     pub ci95: Option<[f64; 2]>,
     /// What that says.
-    pub verdict: Verdict,
+    pub verdict: QualityVerdict,
 }
 
 impl PairedDifference {
     fn of(ours: &[f64], theirs: &[f64]) -> Self {
         let differences: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a - b).collect();
         let ci95 = bootstrap_ci95(&differences);
-        Self { value: mean(&differences), ci95, verdict: Verdict::of(ci95) }
+        Self { value: mean(&differences), ci95, verdict: QualityVerdict::of(ci95) }
     }
 }
 
 /// A model beside the one of an earlier report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Comparison {
+pub struct QualityComparison {
     /// The earlier model.
     #[serde(flatten)]
     pub model: ModelFacts,
@@ -169,12 +169,12 @@ impl EarlierReport {
     ///
     /// # Panics
     /// When they do not have as many windows; [`Self::check`] finds that.
-    pub fn compare(&self, report: &QualityReport) -> Comparison {
+    pub fn compare(&self, report: &QualityReport) -> QualityComparison {
         assert_eq!(self.windows, report.windows, "the same windows");
         let nll = |windows: &[WindowQuality]| windows.iter().map(|w| w.nll).collect::<Vec<_>>();
         let (ours, theirs) = (nll(&report.per_window), nll(&self.per_window));
         let kld = self.compare_divergence(report);
-        Comparison {
+        QualityComparison {
             model: self.model.clone(),
             kv: self.kv.clone(),
             path: self.path,
@@ -206,7 +206,7 @@ impl EarlierReport {
     }
 }
 
-impl Comparison {
+impl QualityComparison {
     /// The comparison as a Markdown table.
     pub fn table(&self) -> String {
         let mut table = Table::new(&["against the earlier report", "value", "95 % interval", ""]);
@@ -236,16 +236,16 @@ mod tests {
 
     #[test]
     fn the_interval_decides() {
-        assert_eq!(Verdict::of(Some([-0.2, -0.1])), Verdict::Better);
-        assert_eq!(Verdict::of(Some([0.1, 0.2])), Verdict::Worse);
+        assert_eq!(QualityVerdict::of(Some([-0.2, -0.1])), QualityVerdict::Better);
+        assert_eq!(QualityVerdict::of(Some([0.1, 0.2])), QualityVerdict::Worse);
         for undecided in [Some([-0.1, 0.1]), Some([0.0, 0.0]), None] {
-            assert_eq!(Verdict::of(undecided), Verdict::NotDistinguishable);
+            assert_eq!(QualityVerdict::of(undecided), QualityVerdict::NotDistinguishable);
         }
         let (a, b) = ([1.0, 2.0, 3.0, 4.0], [1.5, 2.25, 3.75, 4.5]);
         let difference = PairedDifference::of(&a, &b);
-        assert_eq!((difference.value, difference.verdict), (-0.5, Verdict::Better));
-        assert_eq!(PairedDifference::of(&b, &a).verdict, Verdict::Worse);
-        assert_eq!(PairedDifference::of(&a, &a).verdict, Verdict::NotDistinguishable);
+        assert_eq!((difference.value, difference.verdict), (-0.5, QualityVerdict::Better));
+        assert_eq!(PairedDifference::of(&b, &a).verdict, QualityVerdict::Worse);
+        assert_eq!(PairedDifference::of(&a, &a).verdict, QualityVerdict::NotDistinguishable);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use gristmill_formats::Progress;
 use gristmill_runtime::{Engine, RuntimeError};
 
-pub use against::{Comparison, EarlierReport, PairedDifference, Verdict};
+pub use against::{EarlierReport, PairedDifference, QualityComparison, QualityVerdict};
 pub use protocol::{Protocol, QualityConfig, TextTokens, TokenPath, UnknownProtocol};
 pub use report::{
     Difference, Divergence, Estimate, PositionQuality, QualityReport, Ratio, ReferenceQuality,
