@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod document;
 mod embedded;
 mod error;
 mod generate;
