@@ -4,6 +4,7 @@
 //!   the two models token by token.
 //! * [`choices()`] asks multiple-choice questions.
 //! * [`bench()`] measures prefill and decoding beside the read bandwidth that bounds them.
+//! * [`ParetoReport`] puts size, quality and speed of several files into one table and one page.
 //! * [`hwbench()`] measures every kernel on every instruction set beside what bounds it.
 //! * [`write_synthetic()`] makes models to measure the speed of.
 //!
@@ -26,6 +27,7 @@ mod hwbench;
 mod kv_choice;
 mod memory;
 mod model_facts;
+mod pareto;
 mod platform;
 mod predict;
 mod probe;
@@ -60,6 +62,10 @@ pub use hwbench::{
 pub use kv_choice::{KvChoice, KvDivergence, MAX_KV_KLD, choose_kv};
 pub use memory::{Memory, major_faults, peak_memory, reset_peak_memory, storage_read_bytes};
 pub use model_facts::ModelFacts;
+pub use pareto::{
+    Compared, ParetoComparison, ParetoPoint, ParetoQuality, ParetoReport, ParetoSpeed, Peer,
+    PeerSpeed, Peers, PeersError, PointMemory, PointSpeed, compare_pareto,
+};
 pub use predict::{
     AttentionRate, Device, GemmRate, GemvRate, Interval, Machine, MemoryForecast, ModelShape,
     Needs, Origin as MachineOrigin, Overheads, PredictConfig, Prediction, PredictionError,
