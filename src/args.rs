@@ -60,6 +60,7 @@ pub(crate) enum Verb {
     Bench(BenchArgs),
     Hwbench(HwbenchArgs),
     Predict(PredictArgs),
+    Pareto(ParetoArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
 }
@@ -87,41 +88,12 @@ pub(crate) struct QuantizeArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(required_unless_present = "dry_run")]
     pub(crate) output: Option<PathBuf>,
-    /// Bits per weight of the matrices: 2 (q2), 3, 4, 5, 6, 8 (q8), 16 (bf16) or 32 (f32)
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub(crate) bits: u32,
-    /// Bytes of the whole file, e.g. 84MB or 76MiB: each matrix gets the codec that serves best
-    #[arg(long, value_name = "BYTES", conflicts_with_all = ["bits", "bpw"], value_parser = size_parser)]
-    pub(crate) size: Option<u64>,
-    /// Bits per weight of the whole file, everything counted: as --size
-    #[arg(long, value_name = "X", conflicts_with = "bits")]
-    pub(crate) bpw: Option<f64>,
+    #[command(flatten)]
+    pub(crate) rounding: RoundingArgs,
     /// Write a GGUF file of this type for llama.cpp instead: q4_0, q4_1, q8_0, q4_k_s, bf16, f16 or f32
     #[arg(long, value_name = "TYPE", conflicts_with_all = ["bits", "bpw", "size", "codecs", "measure"])]
-    #[arg(conflicts_with = "dry_run")]
+    #[arg(conflicts_with_all = ["dry_run", "objective", "refine", "tune"])]
     pub(crate) gguf: Option<GgufFileType>,
-    /// Codec of the tensors whose name matches: f32, bf16, f16, q8, q6, q5, q4, q3, q2; the first match counts
-    #[arg(long = "codec", value_name = "REGEX=ID")]
-    pub(crate) codecs: Vec<String>,
-    /// How weights are rounded [default: rtn; gptq with an option that calibrates]
-    #[arg(long, value_name = "NAME", value_parser = method_parser())]
-    pub(crate) method: Option<Method>,
-    /// What error feedback keeps small: fisher (the model's loss), guided or inputs (a layer's error)
-    #[arg(long, value_name = "NAME", default_value_t, value_parser = objective_parser())]
-    #[arg(conflicts_with = "gguf")]
-    pub(crate) objective: Objective,
-    /// Text to calibrate on, UTF-8 [default: built in]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) calib: Option<PathBuf>,
-    /// Tokens of the calibration text to look at
-    #[arg(long, value_name = "N", default_value_t = Calibration::DEFAULT_TOKENS)]
-    pub(crate) calib_tokens: usize,
-    /// Go over each matrix this often with coordinate descent after error feedback
-    #[arg(long, value_name = "SWEEPS", default_value_t = 0, conflicts_with = "gguf")]
-    pub(crate) refine: usize,
-    /// Then tune scales, tables and norms on this many passes over the calibration text; holds the model as f32
-    #[arg(long, value_name = "PASSES", default_value_t = 0, conflicts_with = "gguf")]
-    pub(crate) tune: usize,
     /// Continue an interrupted run with the same arguments
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) resume: bool,
@@ -137,6 +109,49 @@ pub(crate) struct QuantizeArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
+}
+
+/// How weights are rounded: all that a recipe is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RoundingArgs {
+    /// Bits per weight of the matrices: 2 (q2), 3, 4, 5, 6, 8 (q8), 16 (bf16) or 32 (f32)
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) bits: u32,
+    /// Bytes of the whole file, e.g. 84MB or 76MiB: each matrix gets the codec that serves best
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["bits", "bpw"], value_parser = size_parser)]
+    pub(crate) size: Option<u64>,
+    /// Bits per weight of the whole file, everything counted: as --size
+    #[arg(long, value_name = "X", conflicts_with = "bits")]
+    pub(crate) bpw: Option<f64>,
+    /// Codec of the tensors whose name matches: f32, bf16, f16, q8, q6, q5, q4, q3, q2; the first match counts
+    #[arg(long = "codec", value_name = "REGEX=ID")]
+    pub(crate) codecs: Vec<String>,
+    /// How weights are rounded [default: rtn; gptq with an option that calibrates]
+    #[arg(long, value_name = "NAME", value_parser = method_parser())]
+    pub(crate) method: Option<Method>,
+    /// What error feedback keeps small: fisher (the model's loss), guided or inputs (a layer's error)
+    #[arg(long, value_name = "NAME", default_value_t, value_parser = objective_parser())]
+    pub(crate) objective: Objective,
+    /// Text to calibrate on, UTF-8 [default: built in]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) calib: Option<PathBuf>,
+    /// Tokens of the calibration text to look at
+    #[arg(long, value_name = "N", default_value_t = Calibration::DEFAULT_TOKENS)]
+    pub(crate) calib_tokens: usize,
+    /// Go over each matrix this often with coordinate descent after error feedback
+    #[arg(long, value_name = "SWEEPS", default_value_t = 0)]
+    pub(crate) refine: usize,
+    /// Then tune scales, tables and norms on this many passes over the calibration text; holds the model as f32
+    #[arg(long, value_name = "PASSES", default_value_t = 0)]
+    pub(crate) tune: usize,
+}
+
+/// A recipe on its own.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+pub(crate) struct RecipeArgs {
+    #[command(flatten)]
+    pub(crate) rounding: RoundingArgs,
 }
 
 /// Continue a text
@@ -398,6 +413,83 @@ pub(crate) struct PredictArgs {
     /// Probe this machine anew
     #[arg(long)]
     pub(crate) reprobe: bool,
+}
+
+/// Compare recipes: size, quality and speed of many files in one table and one page
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A recipe is what quantize takes, such as '--bits 4 --method gptq', or file=FILE for a \
+    packed file as it is; its name comes before it: 'tuned=--size 40MB --tune 3'. Without any there is a \
+    ladder from 8 bits down to 2.3. What is finished stays in DIR: the same command goes on after an \
+    interruption, and measures again only what depends on something that changed.\n\nExamples:\n  \
+    gristmill pareto ./SmolLM2-135M --out pareto --text wiki.test.raw --threads 1,2\n  \
+    gristmill pareto ./SmolLM2-135M --out pareto --text wiki.test.raw --recipe '--bits 4' --recipe 'mine=file=m.grist'\n  \
+    gristmill pareto --out pareto --report-only --peers peers.json --update README.md\n  \
+    gristmill pareto --compare monday.json tuesday.json"
+)]
+pub(crate) struct ParetoArgs {
+    /// Models to pack and to compare with, as quantize takes them; NAME=MODEL gives one another name
+    #[arg(value_name = "MODEL", required_unless_present_any = ["report_only", "compare"])]
+    pub(crate) models: Vec<String>,
+    /// Directory for packed files, finished steps, pareto.json and pareto.html
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(required_unless_present = "compare")]
+    pub(crate) out: Option<PathBuf>,
+    /// UTF-8 text to measure quality on
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(required_unless_present_any = ["report_only", "compare"])]
+    pub(crate) text: Option<PathBuf>,
+    /// What quantize takes to say how weights are rounded, or file=FILE; may be repeated [default: a ladder]
+    #[arg(long = "recipe", value_name = "[NAME=]ARGS", allow_hyphen_values = true)]
+    pub(crate) recipes: Vec<String>,
+    /// More of them: a JSON list of {"name": ..., "args": ...} and {"name": ..., "file": ...}
+    #[arg(long = "recipes", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) recipes_file: Option<PathBuf>,
+    /// Text that recipes calibrate on which name none [default: built in]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) calib: Option<PathBuf>,
+    /// Which predictions count
+    #[arg(long, value_name = "NAME", default_value = Protocol::Chunk.name())]
+    #[arg(value_parser = protocol_parser())]
+    pub(crate) protocol: Protocol,
+    /// Tokens of a window, as for eval
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+    /// Windows from the start of the text
+    #[arg(long, value_name = "N", default_value_t = crate::measure::BRIEF_WINDOWS)]
+    pub(crate) windows: usize,
+    /// Element type of the key/value cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = names(KvType::ALL.map(|kv| (kv.name(), kv))))]
+    pub(crate) kv: KvType,
+    /// Numbers of threads to measure speed with [default: all cores]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads_parser())]
+    pub(crate) threads: Vec<u64>,
+    /// Tokens of the prompt [default: 512, or what the models take]
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt: Option<usize>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) r#gen: usize,
+    /// Rounds in which all files take turns; those already in DIR count
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) rounds: u64,
+    /// Measure no speed
+    #[arg(long)]
+    pub(crate) no_bench: bool,
+    /// What other programs reach, as JSON: see EVAL.md
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) peers: Option<PathBuf>,
+    /// Write the table between the markers pareto:begin and pareto:end of this document
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) update: Option<PathBuf>,
+    /// Measure nothing: write the page and the table anew from DIR/pareto.json
+    #[arg(long, conflicts_with_all = ["models", "text", "recipes", "recipes_file", "calib", "no_bench"])]
+    pub(crate) report_only: bool,
+    /// Say whether the intervals of two pareto.json overlap; exit with 3 when some do not
+    #[arg(long, num_args = 2, value_names = ["FILE", "FILE"], value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["models", "out", "text", "recipes", "recipes_file", "peers", "update", "report_only"])]
+    pub(crate) compare: Vec<PathBuf>,
 }
 
 /// Say what is in a packed file or a checkpoint

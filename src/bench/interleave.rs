@@ -44,7 +44,7 @@ pub(crate) fn interleave(
 }
 
 /// Every other round goes backwards.
-fn order(count: usize, round: usize) -> Vec<usize> {
+pub(crate) fn order(count: usize, round: usize) -> Vec<usize> {
     if round.is_multiple_of(2) { (0..count).collect() } else { (0..count).rev().collect() }
 }
 
@@ -59,7 +59,12 @@ fn with_kv(arguments: &[String], chosen: Option<&str>) -> Vec<String> {
     arguments
 }
 
-fn run(
+/// Runs `bench MODEL ARGUMENTS --json` in a fresh process. What the `first` of a file says beside its
+/// report is passed on.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub(crate) fn run(
     model: &str,
     arguments: &[String],
     first: bool,

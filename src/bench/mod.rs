@@ -5,4 +5,4 @@ mod cold;
 mod interleave;
 
 pub(crate) use cold::{ColdRequest, cold_run, cold_starts};
-pub(crate) use interleave::{interleave, list};
+pub(crate) use interleave::{interleave, list, order, run};

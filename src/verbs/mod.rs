@@ -6,6 +6,7 @@ mod demo;
 mod eval;
 mod hwbench;
 mod inspect;
+mod pareto;
 mod predict;
 mod quantize;
 mod run;
@@ -48,6 +49,7 @@ pub(crate) fn run(cli: Cli) -> Result<Outcome> {
         Verb::Bench(args) => bench::run(session, &args),
         Verb::Hwbench(args) => hwbench::run(session, &args),
         Verb::Predict(args) => predict::run(session, &args),
+        Verb::Pareto(args) => pareto::run(session, &args),
         Verb::Inspect(args) => inspect::run(session, &args),
         Verb::Verify(args) => verify::run(session, &args),
     }

@@ -22,7 +22,7 @@ use gristmill_runtime::KvType;
 use serde::Serialize;
 
 use super::Session;
-use crate::args::QuantizeArgs;
+use crate::args::{QuantizeArgs, RoundingArgs};
 use crate::error::{Outcome, Usage, WithHint};
 use crate::measure::{self, BRIEF_WINDOWS, Setup};
 use crate::progress::TerminalProgress;
@@ -63,7 +63,11 @@ struct DryRun {
 }
 
 pub(super) fn run(session: Session, args: &QuantizeArgs) -> Result<Outcome> {
-    let mut recipe = recipe(args)?;
+    let plain = plain_recipe(&args.rounding)?;
+    if args.gguf.is_some() && !matches!(plain.method, Method::Rtn | Method::Gptq) {
+        let message = format!("--gguf rounds with rtn or gptq, not with {}", plain.method);
+        return Err(Usage(message)).hint("give --method rtn or --method gptq");
+    }
     // Read before the work, so that a wrong name costs nothing.
     let text = args.measure.as_deref().map(measure::read_text).transpose()?;
     let source = Source::open(&args.model)?;
@@ -71,19 +75,17 @@ pub(super) fn run(session: Session, args: &QuantizeArgs) -> Result<Outcome> {
     let (false, Some(output)) = (args.dry_run, &args.output) else {
         let provenance = Provenance { source: args.model.clone(), ..Provenance::default() };
         let metadata = Metadata { provenance, source_paths: source.files() };
-        let plan = plan_source(&*source.model_source(), &recipe, &metadata).map_err(usage)?;
+        let plan = plan_source(&*source.model_source(), &plain, &metadata).map_err(usage)?;
         let result = DryRun { schema_version: SCHEMA_VERSION, dry_run: true, plan };
         render::emit(&result, session.json)?;
         return Ok(Outcome::Done);
     };
 
-    recipe.resume = args.resume;
-    recipe.sweeps = args.refine;
-    recipe.epochs = args.tune;
-    recipe.objective = args.objective;
-    recipe.file_bytes = budget(args, &source);
+    let rounding = &args.rounding;
+    let mut recipe = Recipe { resume: args.resume, ..recipe_for(rounding, &source)? };
     if recipe.method.is_calibrated() {
-        recipe.calibration = Some(calibration(&source, args.calib.as_deref(), args.calib_tokens)?);
+        let (path, tokens) = (rounding.calib.as_deref(), rounding.calib_tokens);
+        recipe.calibration = Some(calibration(&source, path, tokens)?);
     }
     if let Some(file_type) = args.gguf {
         let exported = export(&source, file_type, &recipe, output, threads)?;
@@ -127,7 +129,22 @@ pub(super) fn calibration(
     Ok(Calibration::new(&name, &text, &ids, sequence, tokens)?)
 }
 
-fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
+/// What the arguments say of a model, all but the text to calibrate on.
+pub(super) fn recipe_for(args: &RoundingArgs, source: &Source) -> Result<Recipe> {
+    let recipe = plain_recipe(args)?;
+    // Looked at before any text is read.
+    recipe.resolve(source.model_source().spec()).map_err(usage)?;
+    Ok(Recipe {
+        sweeps: args.refine,
+        epochs: args.tune,
+        objective: args.objective,
+        file_bytes: budget(args, source),
+        ..recipe
+    })
+}
+
+/// What the arguments say without a look at a model.
+pub(super) fn plain_recipe(args: &RoundingArgs) -> Result<Recipe> {
     let mut recipe = Recipe::for_bits(args.bits).map_err(usage)?;
     for text in &args.codecs {
         recipe = recipe.with_override(text).map_err(usage)?;
@@ -150,15 +167,11 @@ fn recipe(args: &QuantizeArgs) -> Result<Recipe> {
         let message = format!("--refine follows error feedback, {} has none", recipe.method);
         return Err(Usage(message)).hint("leave --method out, or give --method gptq");
     }
-    if args.gguf.is_some() && !matches!(recipe.method, Method::Rtn | Method::Gptq) {
-        let message = format!("--gguf rounds with rtn or gptq, not with {}", recipe.method);
-        return Err(Usage(message)).hint("give --method rtn or --method gptq");
-    }
     Ok(recipe)
 }
 
 /// The bytes that the file may have; `None` when all matrices get the same codec.
-fn budget(args: &QuantizeArgs, source: &Source) -> Option<u64> {
+fn budget(args: &RoundingArgs, source: &Source) -> Option<u64> {
     let parameters = source.model_source().spec().parameter_count() as f64;
     args.size.or_else(|| args.bpw.map(|bits| (bits * parameters / 8.0) as u64))
 }

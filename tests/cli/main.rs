@@ -10,6 +10,7 @@ mod interruption;
 mod measurements;
 mod models;
 mod packing;
+mod pareto;
 mod predict;
 mod support;
 mod texts;
