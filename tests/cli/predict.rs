@@ -30,7 +30,9 @@ fn a_description_alone_is_predicted_with_a_codec() {
     let directory = scratch();
     let config = directory.path().join("config.json");
     fs::copy(checkpoint().join("config.json"), &config).unwrap();
-    let words = |model| ["predict", model, "--device", "pi5", "--json"];
+    fn words(model: &str) -> [&str; 5] {
+        ["predict", model, "--device", "pi5", "--json"]
+    }
     let none = run(&words(str(&config))).expect(1);
     assert!(none.stderr.contains("--bits"), "{}", none.stderr);
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use gristmill_eval::{
-    Comparison, EarlierReport, KvChoice, QualityConfig, QualityReport, TextTokens, quality,
+    EarlierReport, KvChoice, QualityComparison, QualityConfig, QualityReport, TextTokens, quality,
 };
 use gristmill_runtime::{Engine, KvType};
 use serde::Serialize;
@@ -30,7 +30,7 @@ struct Evaluation {
     /// Null when the user named the type of the cache.
     kv_choice: Option<KvChoice>,
     /// Null without `--against`.
-    against: Option<Comparison>,
+    against: Option<QualityComparison>,
     /// Null without `--against-embedded`.
     drift: Option<Drift>,
     checks: Vec<Check>,
