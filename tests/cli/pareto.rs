@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -134,8 +134,21 @@ fn what_changed_is_done_again_and_nothing_else() {
     assert_eq!(changed(&recipe), ["3-bits.grist", "3-bits.json"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_killed_run_goes_on_where_it_was() {
+    goes_on_after("-KILL", None);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    goes_on_after("-INT", Some(130));
+}
+
+/// Stops a run that has finished one file and is calibrating for another, and starts it again.
+#[cfg(unix)]
+fn goes_on_after(signal: &str, code: Option<i32>) {
     let directory = scratch();
     let out = directory.path().join("out");
     let (model, text) = (checkpoint(), checkpoint().join("heldout.txt"));
@@ -152,8 +165,9 @@ fn a_killed_run_goes_on_where_it_was() {
         assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it ended early");
         std::thread::sleep(Duration::from_millis(2));
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+    assert_eq!(child.wait().unwrap().code(), code);
     assert!(!out.join("pareto.json").exists());
     let first =
         |kept: BTreeMap<String, String>| [kept["first.grist"].clone(), kept["first.json"].clone()];
