@@ -7,13 +7,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use gristmill_eval::{
     BenchConfig, BenchDocument, BenchReport, Comparison, FirstText, Interleaved, KvChoice,
-    MAX_SILENT_TOKENS, Request, Start, SustainedConfig, Ttft, bench, first_text, prompt_text,
-    sustained,
+    MAX_SILENT_TOKENS, ModelShape, PredictConfig, PredictionError, Request, Start, SustainedConfig,
+    Ttft, bench, first_text, predict, prompt_text, score, sustained,
 };
 use gristmill_formats::Progress;
 use gristmill_quantize::Calibration;
 use gristmill_runtime::text::Tokenizer;
-use gristmill_runtime::{Engine, EngineConfig, Model};
+use gristmill_runtime::{Engine, EngineConfig, Head, Model, available_memory_bytes};
 use serde::Serialize;
 
 use super::Session;
@@ -24,7 +24,7 @@ use crate::kv::KvArg;
 use crate::progress::TerminalProgress;
 use crate::render::{self, Render};
 use crate::source::{Source, locate};
-use crate::{interrupt, knobs};
+use crate::{interrupt, knobs, machine};
 
 /// Tokens of the prompt when no flag says so.
 pub(super) const DEFAULT_PROMPT: usize = 512;
@@ -144,6 +144,7 @@ fn one(
     let progress = TerminalProgress::new();
     // First, so that no memory of what follows counts as the model's.
     let mut report = bench(&open, &config, &progress)?;
+    report.prediction = prediction(model, args, &config, &report)?;
     report.ttft = Some(subject.ttft(&config, limit, &progress)?);
     if let Some(seconds) = args.sustained {
         let prompt = config.prompts[0];
@@ -161,6 +162,38 @@ fn one(
     }
     drop(progress);
     finish(session, args, BenchDocument::One(Box::new(report)), kv_choice, earlier)
+}
+
+/// How far off a prediction for these rows would have been, if this machine was probed for it.
+fn prediction(
+    model: &str,
+    args: &BenchArgs,
+    config: &BenchConfig,
+    report: &BenchReport,
+) -> Result<Option<Vec<PredictionError>>> {
+    // What a head in two stages will skip is not known before.
+    let known = if args.head == Head::Full { machine::recall() } else { None };
+    let Some(machine) = known else { return Ok(None) };
+    let shape = ModelShape::of(&*Source::open_path(&locate(model)?)?.model_source())?;
+    let mut errors = Vec::new();
+    for (&depth, &prompt) in
+        config.depths.iter().flat_map(|d| config.prompts.iter().map(move |p| (d, p)))
+    {
+        let config = PredictConfig {
+            threads: config.threads.clone(),
+            prompt,
+            r#gen: config.r#gen,
+            depth,
+            context: None,
+            kv: config.kv,
+            residency: args.residency,
+            available_bytes: available_memory_bytes(),
+        };
+        // A rate that was not probed: nothing was predicted.
+        let Ok(predicted) = predict(&shape, &machine, &config) else { return Ok(None) };
+        errors.extend(score(&predicted, report));
+    }
+    Ok(Some(errors))
 }
 
 /// What is measured, by the flags and the model's limit.

@@ -231,6 +231,7 @@ pub fn bench(
         energy: energy_report,
         ttft: None,
         sustained: None,
+        prediction: None,
         activity,
         isa: isa.name().into(),
         kernels,

@@ -8,6 +8,7 @@ use crate::first_text::Ttft;
 use crate::host::Host;
 use crate::memory::Memory;
 use crate::model_facts::ModelFacts;
+use crate::predict::PredictionError;
 use crate::stats::nearest_rank;
 use crate::sustained::Sustained;
 
@@ -163,6 +164,9 @@ pub struct BenchReport {
     /// A run of minutes; null when none was asked for.
     #[serde(default)]
     pub sustained: Option<Sustained>,
+    /// What was predicted for these rows; null when this machine has not been probed (see `predict`).
+    #[serde(default)]
+    pub prediction: Option<Vec<PredictionError>>,
     /// What else the machine did during the repeats.
     #[serde(default)]
     pub activity: Activity,

@@ -84,6 +84,10 @@ impl BenchReport {
         }
         out.push('\n');
         out.push_str(&self.circumstances());
+        for error in self.prediction.iter().flatten() {
+            out.push_str(&error.line());
+            out.push('\n');
+        }
         if let Some(sustained) = &self.sustained {
             out.push_str(&sustained.lines());
         }

@@ -4,12 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use super::report::Prediction;
 use crate::bench::BenchReport;
+use crate::table::number;
 
 /// A row of a benchmark beside its prediction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PredictionError {
     /// Threads.
     pub threads: usize,
+    /// Tokens in the context before the prompt.
+    pub depth: usize,
+    /// Tokens of the prompt.
+    pub prompt: usize,
     /// Predicted tokens generated per second.
     pub predicted_decode_tok_s: f64,
     /// Predicted over measured, less 1.
@@ -32,6 +37,8 @@ pub fn score(prediction: &Prediction, report: &BenchReport) -> Vec<PredictionErr
         let (decode, prefill) = (row.decode_tok_s, row.prefill_tok_s);
         Some(PredictionError {
             threads: row.threads,
+            depth: prediction.depth,
+            prompt: prediction.prompt,
             predicted_decode_tok_s: decode.mid,
             decode_error: decode.mid / measured.decode_tok_s - 1.0,
             predicted_prefill_tok_s: prefill.mid,
@@ -40,4 +47,20 @@ pub fn score(prediction: &Prediction, report: &BenchReport) -> Vec<PredictionErr
         })
     });
     rows.collect()
+}
+
+impl PredictionError {
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "predicted for {} threads, prompt {}, depth {}: decode {} tok/s ({:+.1} %), prefill {} tok/s ({:+.1} %)",
+            self.threads,
+            self.prompt,
+            self.depth,
+            number(self.predicted_decode_tok_s),
+            100.0 * self.decode_error,
+            number(self.predicted_prefill_tok_s),
+            100.0 * self.prefill_error,
+        )
+    }
 }
