@@ -308,8 +308,8 @@ pub(crate) struct BenchArgs {
     /// Repeats of each measurement
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repeat: usize,
-    /// Fresh processes that start on a text, with the file cache as it is and again without it; 0: none
-    /// [default: 3, or the repeats if those are fewer]
+    /// Fresh processes that start on a text, and a third as many after the file was dropped from the file
+    /// cache; 0: none [default: 3, or the repeats if those are fewer]
     #[arg(long, value_name = "N")]
     pub(crate) cold: Option<usize>,
     /// Then run for so many seconds and report the sustained rate and when it was throttled

@@ -11,6 +11,16 @@ fn latencies(times: Percentiles) -> String {
     format!("{} / {doubtful}{} / {p99}", number(times.p50), number(times.p95))
 }
 
+/// A time in at most six characters.
+fn brief(ms: f64) -> String {
+    match ms {
+        ..10.0 => format!("{ms:.3}"),
+        ..100.0 => format!("{ms:.2}"),
+        ..1000.0 => format!("{ms:.1}"),
+        _ => format!("{ms:.0}"),
+    }
+}
+
 fn whole_percent(share: f64) -> String {
     format!("{:.0}", share * 100.0)
 }
@@ -192,18 +202,18 @@ fn starts(ttft: &Ttft) -> String {
         "detok.",
         "read MB",
     ]);
-    let part = |ms: Option<f64>| ms.map_or_else(|| "-".into(), number);
+    let part = |ms: Option<f64>| ms.map_or_else(|| "-".into(), brief);
     let mut row = |name: &str, start: &Start| {
         table.row(vec![
             name.into(),
-            number(start.ttft_ms.p50),
+            brief(start.ttft_ms.p50),
             part(start.process_ms),
             part(start.load_ms),
             part(start.tokenizer_ms),
             part(start.engine_ms),
             part(start.tokenize_ms),
-            number(start.prefill_ms),
-            number(start.sample_ms),
+            brief(start.prefill_ms),
+            brief(start.sample_ms),
             part(start.detokenize_ms),
             part(start.storage_read_bytes.map(|bytes| bytes as f64 / 1e6)),
         ]);
