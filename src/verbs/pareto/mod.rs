@@ -17,7 +17,7 @@ use gristmill_eval::{
     QualityConfig, QualityReport, TextTokens, compare_pareto, quality,
 };
 use gristmill_formats::Progress;
-use gristmill_quantize::{Calibration, Recipe};
+use gristmill_quantize::{Calibration, QuantizeError, Recipe};
 use gristmill_runtime::{KvType, Model, default_threads};
 
 use super::Session;
@@ -177,11 +177,21 @@ fn measure_all(session: Session, args: &ParetoArgs, directory: &Directory) -> Re
         if args.no_bench { 0 } else { (points.len() + subjects.len()) * args.rounds as usize };
     let steps = points.iter().flat_map(|point| bench.steps(point));
     let mut pace = Pace::new(steps.chain(std::iter::repeat_n(Kind::Speed, runs)));
-    for point in &mut points {
+    let mut done = Vec::new();
+    for mut point in points {
         let name = point.recipe.name.clone();
-        bench.make(point, &mut pace).with_context(|| format!("recipe `{name}`"))?;
-        bench.measure(point, &mut pace).with_context(|| format!("recipe `{name}`"))?;
+        match bench.make(&mut point, &mut pace) {
+            // Nobody asked for this size: small models have no files of the last rungs.
+            Err(error) if recipes::is_ladder(args) && is_too_small(&error) => {
+                bench.progress.note(&format!("{name} is left out: {error}"));
+                continue;
+            }
+            made => made.with_context(|| format!("recipe `{name}`"))?,
+        }
+        bench.measure(&mut point, &mut pace).with_context(|| format!("recipe `{name}`"))?;
+        done.push(point);
     }
+    let points = done;
     let rounds = match args.no_bench {
         true => None,
         false => Some(bench.speeds(args, &subjects, &points, &mut pace)?),
@@ -470,6 +480,12 @@ fn rounding_kind(point: &Point) -> Kind {
         Some((recipe, _)) if recipe.method.is_calibrated() => Kind::RoundWithCalibration,
         _ => Kind::Round,
     }
+}
+
+/// Whether a file cannot be as small as its recipe says.
+fn is_too_small(error: &anyhow::Error) -> bool {
+    let too_small = |e: &QuantizeError| matches!(e, QuantizeError::SizeTooSmall { .. });
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(too_small))
 }
 
 fn stop_if_asked() -> Result<()> {

@@ -64,7 +64,7 @@ pub(super) fn recipes(args: &ParetoArgs) -> Result<Vec<NamedRecipe>> {
     if let Some(path) = &args.recipes_file {
         recipes.extend(read(path)?);
     }
-    if args.recipes.is_empty() && args.recipes_file.is_none() {
+    if is_ladder(args) {
         recipes = LADDER.into_iter().map(parse).collect::<Result<_>>()?;
     }
     for recipe in &mut recipes {
@@ -76,6 +76,11 @@ pub(super) fn recipes(args: &ParetoArgs) -> Result<Vec<NamedRecipe>> {
     }
     check_names("recipes", recipes.iter().map(|recipe| recipe.name.as_str()))?;
     Ok(recipes)
+}
+
+/// Whether no recipe is asked for.
+pub(super) fn is_ladder(args: &ParetoArgs) -> bool {
+    args.recipes.is_empty() && args.recipes_file.is_none()
 }
 
 /// Names become names of files, so they must differ as such.
