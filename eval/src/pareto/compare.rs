@@ -68,10 +68,8 @@ pub fn compare_pareto(first: &ParetoReport, second: &ParetoReport) -> ParetoComp
 /// The figures of a point that have an interval, in an order that depends on its numbers of threads
 /// alone.
 fn intervals(point: &ParetoPoint) -> Vec<(String, Option<[f64; 2]>)> {
-    // The standard error of a perplexity is normal enough for this.
-    let spread = 1.96 * point.ppl.stderr;
     let mut list = vec![
-        ("PPL".to_owned(), Some([point.ppl.value - spread, point.ppl.value + spread])),
+        ("PPL".to_owned(), point.ppl.ci95),
         ("KLD".to_owned(), point.kld.and_then(|kld| kld.ci95)),
     ];
     for speed in &point.speed {
