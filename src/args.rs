@@ -377,7 +377,7 @@ pub(crate) struct HwbenchArgs {
     gristmill predict                                         # lists devices"
 )]
 pub(crate) struct PredictArgs {
-    /// A .grist file, a Hugging Face directory, org/name[@revision] in the hub cache, or a config.json alone
+    #[arg(help = format!("{MODEL_HELP}, or a config.json alone"))]
     pub(crate) model: Option<String>,
     /// As if all matrices were packed with so many bits [default: as they are]
     #[arg(long, value_name = "N")]
