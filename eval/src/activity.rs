@@ -147,12 +147,7 @@ pub(crate) fn fastest_mhz(root: &Path) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn write(root: &Path, name: &str, text: &str) {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-        fs::write(path, text).expect("written");
-    }
+    use crate::testing::write;
 
     #[test]
     fn machine_and_own_times_are_parsed() {

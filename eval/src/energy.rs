@@ -363,12 +363,7 @@ impl PowerSampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn write(root: &Path, name: &str, text: &str) {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-        fs::write(path, text).expect("written");
-    }
+    use crate::testing::write;
 
     #[test]
     fn without_counters_there_is_a_reason_for_each_source() {

@@ -37,6 +37,8 @@ mod stats;
 mod sustained;
 mod synthetic;
 mod table;
+#[cfg(test)]
+mod testing;
 
 pub use activity::Activity;
 pub use bench::{

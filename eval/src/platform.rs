@@ -85,16 +85,7 @@ fn power_source(root: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("a directory");
-        for (name, text) in files {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-            fs::write(path, text).expect("written");
-        }
-        root
-    }
+    use crate::testing::tree;
 
     #[test]
     fn a_laptop_on_battery_tells_its_settings() {

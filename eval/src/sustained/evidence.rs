@@ -168,12 +168,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    fn write(root: &Path, name: &str, text: &str) {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-        fs::write(path, text).expect("written");
-    }
+    use crate::testing::write;
 
     #[test]
     fn a_hot_machine_with_a_quota_shows_both() {
