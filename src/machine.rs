@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use gristmill_eval::{Host, Machine, MachineOrigin, Needs};
 use gristmill_formats::Progress;
 
-use crate::{knobs, render};
+use crate::{document, knobs, render};
 
 const FILE: &str = "machine.json";
 
@@ -36,10 +36,7 @@ fn keep(machine: &Machine) {
     let write = || -> Result<()> {
         let dir = path.parent().context("a file has a directory")?;
         fs::create_dir_all(dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        serde_json::to_writer_pretty(&mut file, machine)?;
-        file.persist(&path)?;
-        Ok(())
+        document::replace(&path, &render::json_text(machine)?)
     };
     if let Err(error) = write() {
         render::note(format_args!(

@@ -60,6 +60,12 @@ pub(crate) fn config_for(model: &Model, mut config: QualityConfig) -> QualityCon
     config
 }
 
+/// Cache of the reference beside a model with another: the usual one, so that the divergence is that of
+/// the weights, and shows the loss of a narrower cache when one is asked for.
+pub(crate) fn reference_kv(kv: KvType) -> KvType {
+    if kv == KvType::F32 { KvType::F32 } else { KvType::F16 }
+}
+
 /// Half the width of an interval.
 pub(crate) fn half_width(interval: Option<[f64; 2]>) -> Option<f64> {
     interval.map(|[low, high]| (high - low) / 2.0)

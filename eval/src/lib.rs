@@ -56,7 +56,7 @@ pub use file_cache::drop_pages;
 pub use first_text::{
     ColdRun, FirstText, MAX_SILENT_TOKENS, Request, Start, Ttft, first_text, prompt_text,
 };
-pub use host::Host;
+pub use host::{Host, unix_time_s};
 pub use hwbench::{
     Case, Ceiling, CeilingRow, Family, HwBenchConfig, HwBenchReport, HwBenchRow, Operation, Origin,
     SlowChoice, Subject, TOLERANCE, Unit, hwbench,

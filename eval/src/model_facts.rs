@@ -1,6 +1,6 @@
 //! What reports say about a model.
 
-use gristmill_formats::model::{Mixer, ModelSpec};
+use gristmill_formats::model::{AttentionSpec, Mixer, ModelSpec};
 use gristmill_runtime::{KvType, Model};
 use serde::{Deserialize, Serialize};
 
@@ -37,29 +37,32 @@ impl ModelFacts {
     }
 }
 
-/// Bytes of keys and values that one token at position `position` reads, its own included.
-pub(crate) fn kv_bytes_read(model: &Model, kv: KvType, position: u64) -> u64 {
-    kv_bytes_of(model.spec(), kv, position)
+/// Position in the middle of `generated` tokens behind `filled` others.
+pub(crate) fn mean_position(filled: usize, generated: usize) -> u64 {
+    (filled + (generated - 1) / 2) as u64
 }
 
-/// [`kv_bytes_read`] of a model's description.
-pub(crate) fn kv_bytes_of(spec: &ModelSpec, kv: KvType, position: u64) -> u64 {
-    let blocks = attention_blocks(spec).map(|(window, kv_heads, head_dim)| {
-        let positions = window.map_or(position + 1, |w| w.min(position + 1)) as usize;
-        let kv = if window.is_some() { kv.of_sliding_window() } else { kv };
-        kv_heads * kv.bytes_read(head_dim as usize, position as usize, positions) as u64
+/// Bytes of keys and values that one token at position `position` reads, its own included.
+pub(crate) fn kv_bytes_read(spec: &ModelSpec, kv: KvType, position: u64) -> u64 {
+    let blocks = attentions(spec).map(|a| {
+        let positions = positions_seen(a, position) as usize;
+        let kv = if a.window.is_some() { kv.of_sliding_window() } else { kv };
+        u64::from(a.kv_heads)
+            * kv.bytes_read(a.head_dim as usize, position as usize, positions) as u64
     });
     blocks.sum()
 }
 
-/// Window, key/value heads and their width of each attention block.
-fn attention_blocks(spec: &ModelSpec) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
+/// Positions that a token sees, its own included.
+pub(crate) fn positions_seen(a: &AttentionSpec, position: u64) -> u64 {
+    a.window.map_or(position + 1, |window| u64::from(window).min(position + 1))
+}
+
+/// The attention blocks of a model.
+pub(crate) fn attentions(spec: &ModelSpec) -> impl Iterator<Item = &AttentionSpec> {
     let blocks = spec.layers.iter().flat_map(|l| &l.blocks);
     blocks.filter_map(|block| match &block.mixer {
-        Mixer::Attention(a) => {
-            let window = a.window.map(u64::from);
-            Some((window, u64::from(a.kv_heads), u64::from(a.head_dim)))
-        }
+        Mixer::Attention(a) => Some(a),
         Mixer::Mlp(_) => None,
     })
 }

@@ -27,7 +27,7 @@ use crate::source::{Source, locate};
 use crate::{interrupt, knobs, machine};
 
 /// Tokens of the prompt when no flag says so.
-pub(super) const DEFAULT_PROMPT: usize = 512;
+const DEFAULT_PROMPT: usize = 512;
 /// Tokens generated when no flag says so, for a row and in a sustained run.
 const DEFAULT_GEN: usize = 128;
 const DEFAULT_SUSTAINED_GEN: usize = 256;
@@ -144,7 +144,7 @@ fn one(
     let progress = TerminalProgress::new();
     // First, so that no memory of what follows counts as the model's.
     let mut report = bench(&open, &config, &progress)?;
-    report.prediction = prediction(model, args, &config, &report)?;
+    report.prediction = subject.prediction(&config, &report)?;
     report.ttft = Some(subject.ttft(&config, limit, &progress)?);
     if let Some(seconds) = args.sustained {
         let prompt = config.prompts[0];
@@ -164,36 +164,9 @@ fn one(
     finish(session, args, BenchDocument::One(Box::new(report)), kv_choice, earlier)
 }
 
-/// How far off a prediction for these rows would have been, if this machine was probed for it.
-fn prediction(
-    model: &str,
-    args: &BenchArgs,
-    config: &BenchConfig,
-    report: &BenchReport,
-) -> Result<Option<Vec<PredictionError>>> {
-    // What a head in two stages will skip is not known before.
-    let known = if args.head == Head::Full { machine::recall() } else { None };
-    let Some(machine) = known else { return Ok(None) };
-    let shape = ModelShape::of(&*Source::open_path(&locate(model)?)?.model_source())?;
-    let mut errors = Vec::new();
-    for (&depth, &prompt) in
-        config.depths.iter().flat_map(|d| config.prompts.iter().map(move |p| (d, p)))
-    {
-        let config = PredictConfig {
-            threads: config.threads.clone(),
-            prompt,
-            r#gen: config.r#gen,
-            depth,
-            context: None,
-            kv: config.kv,
-            residency: args.residency,
-            available_bytes: available_memory_bytes(),
-        };
-        // A rate that was not probed: nothing was predicted.
-        let Ok(predicted) = predict(&shape, &machine, &config) else { return Ok(None) };
-        errors.extend(score(&predicted, report));
-    }
-    Ok(Some(errors))
+/// Tokens of the prompt when no flag says so, for a model of so many positions of which some are taken.
+pub(super) fn usual_prompt(limit: usize, taken: usize) -> usize {
+    DEFAULT_PROMPT.min(limit.saturating_sub(taken).max(1))
 }
 
 /// What is measured, by the flags and the model's limit.
@@ -207,13 +180,12 @@ fn config(session: Session, args: &BenchArgs, limit: usize) -> Result<BenchConfi
         ..BenchConfig::default()
     };
     if config.prompts.is_empty() {
-        config.prompts = vec![DEFAULT_PROMPT];
         let deepest = args.depth.iter().copied().max().unwrap_or(0);
-        let room = limit.saturating_sub(config.r#gen).saturating_sub(deepest).max(1);
-        if room < DEFAULT_PROMPT {
-            config.prompts = vec![room];
+        let prompt = usual_prompt(limit, config.r#gen.saturating_add(deepest));
+        config.prompts = vec![prompt];
+        if prompt < DEFAULT_PROMPT {
             render::note(format_args!(
-                "note: a prompt of {room}, as the model takes {limit} tokens"
+                "note: a prompt of {prompt}, as the model takes {limit} tokens"
             ));
         }
     }
@@ -281,6 +253,37 @@ impl Subject<'_> {
 
     fn open(&self) -> Result<Arc<Model>> {
         self.source()?.load_as(self.args.residency, self.args.head, None)
+    }
+
+    /// How far off a prediction for these rows would have been, if this machine was probed for it.
+    fn prediction(
+        &self,
+        config: &BenchConfig,
+        report: &BenchReport,
+    ) -> Result<Option<Vec<PredictionError>>> {
+        // What a head in two stages will skip is not known before.
+        let known = if self.args.head == Head::Full { machine::recall() } else { None };
+        let Some(machine) = known else { return Ok(None) };
+        let shape = ModelShape::of(&*self.source()?.model_source())?;
+        let mut errors = Vec::new();
+        for (&depth, &prompt) in
+            config.depths.iter().flat_map(|d| config.prompts.iter().map(move |p| (d, p)))
+        {
+            let config = PredictConfig {
+                threads: config.threads.clone(),
+                prompt,
+                r#gen: config.r#gen,
+                depth,
+                context: None,
+                kv: config.kv,
+                residency: self.args.residency,
+                available_bytes: available_memory_bytes(),
+            };
+            // A rate that was not probed: nothing was predicted.
+            let Ok(predicted) = predict(&shape, &machine, &config) else { return Ok(None) };
+            errors.extend(score(&predicted, report));
+        }
+        Ok(Some(errors))
     }
 
     fn cold_starts(

@@ -11,6 +11,7 @@ use gristmill_runtime::available_memory_bytes;
 use serde::Serialize;
 
 use super::Session;
+use super::bench::usual_prompt;
 use crate::args::PredictArgs;
 use crate::error::{Outcome, Usage, WithHint};
 use crate::progress::TerminalProgress;
@@ -73,10 +74,10 @@ fn config(
         (None, some) => some.iter().map(|&n| n as usize).collect(),
     };
     let limit = shape.spec().max_context as usize;
-    let room = limit.saturating_sub(args.r#gen).saturating_sub(args.depth).max(1);
+    let usual = || usual_prompt(limit, args.r#gen.saturating_add(args.depth));
     Ok(PredictConfig {
         threads,
-        prompt: args.prompt.unwrap_or(super::bench::DEFAULT_PROMPT.min(room)),
+        prompt: args.prompt.unwrap_or_else(usual),
         r#gen: args.r#gen,
         depth: args.depth,
         context: args.ctx,

@@ -10,7 +10,7 @@ mod table;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use gristmill_formats::Progress;
 use gristmill_runtime::{CoarseHead, Engine, EngineConfig, Isa, KvType, Model};
@@ -24,7 +24,7 @@ pub use report::{
 use crate::activity::CpuTimes;
 use crate::energy::{EnergyMeter, EnergyReport};
 use crate::error::{EvalError, Result};
-use crate::host::Host;
+use crate::host::{Host, unix_time_s};
 use crate::memory::Memory;
 use crate::model_facts::ModelFacts;
 use crate::probe::{ReadProbe, affordable_probe_bytes};
@@ -246,7 +246,7 @@ pub fn bench(
         method: METHOD.into(),
         warnings,
         seconds: start.elapsed().as_secs_f64(),
-        unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        unix_time_s: unix_time_s(),
         host,
     })
 }

@@ -4,7 +4,7 @@ mod encoded;
 mod report;
 mod task;
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use gristmill_formats::Progress;
 use gristmill_runtime::Engine;
@@ -14,7 +14,7 @@ pub use report::{Accuracy, Agreement, ChoiceReference, ChoiceReport, QuestionSco
 pub use task::{ChoiceTask, Question};
 
 use crate::error::{EvalError, Result};
-use crate::host::Host;
+use crate::host::{Host, unix_time_s};
 use crate::model_facts::ModelFacts;
 use encoded::EncodedQuestion;
 
@@ -74,7 +74,7 @@ pub fn choices(
         threads: student.threads(),
         isa: student.isa().name().into(),
         seconds: start.elapsed().as_secs_f64(),
-        unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        unix_time_s: unix_time_s(),
         host,
         per_question,
     })

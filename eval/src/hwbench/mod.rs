@@ -11,7 +11,7 @@ mod report;
 mod tables;
 pub(crate) mod workload;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use gristmill_formats::Progress;
 use gristmill_formats::codec::{Codec, CodecId};
@@ -23,7 +23,7 @@ pub use check::{SlowChoice, TOLERANCE};
 pub use report::{CeilingRow, HwBenchReport, HwBenchRow};
 
 use crate::error::{EvalError, Result};
-use crate::host::{Host, second_level_cache_bytes};
+use crate::host::{Host, second_level_cache_bytes, unix_time_s};
 use crate::probe::affordable_probe_bytes;
 use crate::stats::median;
 use check::confirmed_slow_choices;
@@ -197,7 +197,7 @@ pub fn hwbench(config: &HwBenchConfig, progress: &dyn Progress) -> Result<HwBenc
         method: METHOD.into(),
         warnings,
         seconds: start.elapsed().as_secs_f64(),
-        unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        unix_time_s: unix_time_s(),
         host,
     })
 }

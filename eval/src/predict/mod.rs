@@ -24,6 +24,7 @@ pub use score::{PredictionError, score};
 pub use shape::ModelShape;
 
 use crate::error::{EvalError, Result};
+use crate::model_facts::mean_position;
 use machine::Case;
 
 /// What is predicted.
@@ -107,7 +108,6 @@ pub fn predict(
     let fastest =
         |a: &&PredictionRow, b: &&PredictionRow| a.decode_tok_s.mid.total_cmp(&b.decode_tok_s.mid);
     let best_threads = rows.iter().max_by(fastest).map_or(1, |row| row.threads);
-    let macs: u64 = shape.matrices.iter().filter(|m| !m.is_head).map(|m| m.macs).sum();
     Ok(Prediction {
         schema_version: crate::SCHEMA_VERSION,
         machine: machine.name.clone(),
@@ -117,7 +117,7 @@ pub fn predict(
         codecs: shape.codecs().iter().map(|c| c.name().into()).collect(),
         file_bytes: shape.file_bytes,
         bits_per_weight: shape.file_bytes as f64 * 8.0 / shape.spec.parameter_count() as f64,
-        macs_per_prompt_token: macs,
+        macs_per_prompt_token: shape.prompt_macs(),
         prompt: config.prompt,
         r#gen: config.r#gen,
         depth: config.depth,
@@ -189,8 +189,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn row(&self) -> Result<PredictionRow> {
         let &Self { shape, config, threads, .. } = self;
-        // As the benchmark counts: the mean position of the generated tokens.
-        let position = (config.depth + config.prompt + (config.r#gen - 1) / 2) as u64;
+        let position = mean_position(config.depth + config.prompt, config.r#gen);
         let at = |case| self.token(position, case);
         let (slow, median, fast) = (at(Case::Slow)?, at(Case::Median)?, at(Case::Fast)?);
         let rate = |time: &TokenTime| 1e3 / time.total_ms;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use gristmill_formats::Progress;
 use gristmill_formats::codec::{Codec, CodecId};
@@ -19,7 +19,7 @@ use super::machine::{
 };
 use super::shape::ModelShape;
 use crate::error::{EvalError, Result};
-use crate::host::{Host, second_level_cache_bytes};
+use crate::host::{Host, second_level_cache_bytes, unix_time_s};
 use crate::hwbench::case::{Case, Family, Origin as From, Subject};
 use crate::hwbench::matrix::Matrix;
 use crate::hwbench::workload::{Sizes, Workload};
@@ -38,6 +38,8 @@ const PROMPT: usize = 512;
 const DEPTH: usize = 2048;
 /// Codec of the small models.
 const CODEC: CodecId = CodecId::Q4;
+/// Cache of the small models when attention is not what is measured.
+const OVERHEADS_KV: KvType = KvType::F16;
 /// Bytes of the file that storage is measured with.
 const STORAGE_BYTES: usize = 128 << 20;
 
@@ -58,7 +60,7 @@ impl Machine {
     /// A machine of which nothing is known yet but its name.
     pub fn this() -> Self {
         let host = Host::detect();
-        let unix_time_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let unix_time_s = unix_time_s();
         Self {
             schema_version: crate::SCHEMA_VERSION,
             name: host.cpu.clone().unwrap_or_else(|| "this machine".into()),
@@ -130,11 +132,19 @@ impl Machine {
                 tasks.push(Task::Gemm(codec));
             }
         }
-        if threads.iter().any(|&t| self.overheads(t).is_none()) {
-            tasks.push(Task::Overheads);
+        let overheads = threads.iter().any(|&t| self.overheads(t).is_none());
+        let mut caches = vec![needs.kv];
+        // What is beside attention is told apart by its rate.
+        if overheads && needs.kv != OVERHEADS_KV {
+            caches.push(OVERHEADS_KV);
         }
-        if threads.iter().any(|&t| self.attention(needs.kv, t).is_none()) {
-            tasks.push(Task::Attention(needs.kv));
+        for kv in caches {
+            if threads.iter().any(|&t| self.attention(kv, t).is_none()) {
+                tasks.push(Task::Attention(kv));
+            }
+        }
+        if overheads {
+            tasks.push(Task::Overheads);
         }
         tasks
     }
@@ -176,8 +186,11 @@ impl Machine {
             }
             Task::Overheads => {
                 let models = SmallModels::new(scratch)?;
-                self.overheads =
-                    threads.iter().map(|&t| models.overheads(t)).collect::<Result<_>>()?;
+                let of = |&threads: &usize| {
+                    let attention = self.attention(OVERHEADS_KV, threads);
+                    models.overheads(attention.expect("it is probed before"))
+                };
+                self.overheads = threads.iter().map(of).collect::<Result<_>>()?;
             }
             Task::Attention(kv) => {
                 let models = SmallModels::new(scratch)?;
@@ -337,7 +350,8 @@ impl SmallModels {
     }
 
     /// Two unknowns from two models: what a stage costs, and a column of its input.
-    fn overheads(&self, threads: usize) -> Result<Overheads> {
+    fn overheads(&self, attention: &AttentionRate) -> Result<Overheads> {
+        let threads = attention.threads;
         let rate = {
             let buffer = Buffer { bytes: 1 << 20, huge_pages: false };
             let mut matrix = matrix(CODEC, buffer, &[threads]);
@@ -345,18 +359,16 @@ impl SmallModels {
             let gemm = product_rate(&mut matrix, CODEC, Family::Gemm, PROMPT, threads);
             (gemv.mid * 1e9, gemm.mid * 1e9)
         };
-        let attention = self.attention(KvType::F16, threads)?;
         let attention = (attention.decode_gmac_s.mid * 1e9, attention.prompt_gmac_s.mid * 1e9);
         let beside = |model: &Arc<Model>| -> Result<(ModelShape, Times)> {
             let shape = ModelShape::of(&**model.source())?;
-            let times = time(model, KvType::F16, threads, 0)?;
+            let times = time(model, OVERHEADS_KV, threads, 0)?;
             let (prompt, tokens) = (PROMPT as u64, TOKENS as u64);
             let macs = |first, count| shape.attention_macs(first, count) as f64 / count as f64;
             let products =
                 shape.weight_bytes_per_token as f64 / rate.0 + macs(prompt, tokens) / attention.0;
-            let prompt_macs: u64 =
-                shape.matrices.iter().filter(|m| !m.is_head).map(|m| m.macs).sum();
-            let prompt_products = prompt_macs as f64 / rate.1 + macs(0, prompt) / attention.1;
+            let prompt_products =
+                shape.prompt_macs() as f64 / rate.1 + macs(0, prompt) / attention.1;
             let less = |s: Interval, seconds: f64| {
                 let less = |x: f64| (x - seconds).max(0.0);
                 Interval { low: less(s.low), mid: less(s.mid), high: less(s.high) }

@@ -6,6 +6,7 @@ use gristmill_formats::source::ModelSource;
 use gristmill_runtime::KvType;
 
 use crate::error::Result;
+use crate::model_facts::{attentions, kv_bytes_read, positions_seen};
 
 /// A matrix that tokens are multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,28 +120,22 @@ impl ModelShape {
         inner.sum::<u64>() + d_model
     }
 
+    /// Multiply-accumulates of a prompt's token, attention and the head aside.
+    pub(super) fn prompt_macs(&self) -> u64 {
+        self.matrices.iter().filter(|m| !m.is_head).map(|m| m.macs).sum()
+    }
+
     /// Multiply-accumulates of attention for the tokens at `first..first + count`.
     pub(super) fn attention_macs(&self, first: u64, count: u64) -> u64 {
-        let seen = |a: &AttentionSpec, position: u64| {
-            (position + 1).min(a.window.map_or(u64::MAX, u64::from))
-        };
         let of = |a: &AttentionSpec| {
-            let positions: u64 = (first..first + count).map(|position| seen(a, position)).sum();
+            let positions: u64 = (first..first + count).map(|p| positions_seen(a, p)).sum();
             2 * u64::from(a.q_width()) * positions
         };
-        self.attentions().map(of).sum()
+        attentions(&self.spec).map(of).sum()
     }
 
     /// Bytes of keys and values that the token at a position reads.
     pub(super) fn kv_bytes(&self, kv: KvType, position: u64) -> u64 {
-        crate::model_facts::kv_bytes_of(&self.spec, kv, position)
-    }
-
-    fn attentions(&self) -> impl Iterator<Item = &AttentionSpec> {
-        let blocks = self.spec.layers.iter().flat_map(|l| &l.blocks);
-        blocks.filter_map(|block| match &block.mixer {
-            Mixer::Attention(a) => Some(a),
-            Mixer::Mlp(_) => None,
-        })
+        kv_bytes_read(&self.spec, kv, position)
     }
 }

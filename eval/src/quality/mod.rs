@@ -7,7 +7,7 @@ mod report;
 mod scoring;
 mod tally;
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use gristmill_formats::Progress;
 use gristmill_runtime::{Engine, RuntimeError};
@@ -20,7 +20,7 @@ pub use report::{
 };
 
 use crate::error::{EvalError, Result};
-use crate::host::Host;
+use crate::host::{Host, unix_time_s};
 use crate::model_facts::ModelFacts;
 use scoring::{Block, Window};
 use tally::Tally;
@@ -108,7 +108,7 @@ pub fn quality(
         threads: student.threads(),
         isa: student.isa().name().into(),
         seconds: start.elapsed().as_secs_f64(),
-        unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        unix_time_s: unix_time_s(),
         host,
     })
 }

@@ -129,10 +129,7 @@ fn config(args: &EvalArgs, limit: usize) -> Result<QualityConfig> {
 /// The engine to compare with.
 fn reference(args: &EvalArgs, setup: &Setup, kv: KvType) -> Result<Option<Engine>> {
     let Some(name) = &args.reference else { return Ok(None) };
-    // The usual cache type, so that the divergence is that of the weights, and shows the loss of a
-    // narrower cache when one is asked for.
-    let kv = if kv == KvType::F32 { KvType::F32 } else { KvType::F16 };
-    Ok(Some(setup.engine(&Source::open(name)?.load()?, kv)?))
+    Ok(Some(setup.engine(&Source::open(name)?.load()?, measure::reference_kv(kv))?))
 }
 
 fn read_report(path: &Path) -> Result<EarlierReport> {

@@ -9,18 +9,18 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use gristmill_eval::{
     Host, ParetoComparison, ParetoPoint, ParetoQuality, ParetoReport, ParetoSpeed, Peers,
-    QualityConfig, QualityReport, TextTokens, compare_pareto, quality,
+    QualityConfig, QualityReport, TextTokens, compare_pareto, quality, unix_time_s,
 };
 use gristmill_formats::Progress;
 use gristmill_quantize::{Calibration, QuantizeError, Recipe};
 use gristmill_runtime::{KvType, Model, default_threads};
 
 use super::Session;
+use super::bench::usual_prompt;
 use super::quantize::{calibration, pack, recipe_for};
 use crate::args::ParetoArgs;
 use crate::document::{self, Section};
@@ -37,8 +37,6 @@ use state::{Directory, Made, MakeKey, Measured, PointState, QualityKey, forget_w
 
 const JSON: &str = "pareto.json";
 const PAGE: &str = "pareto.html";
-/// Tokens of the prompt when no flag says so.
-const DEFAULT_PROMPT: usize = 512;
 
 pub(super) fn run(session: Session, args: &ParetoArgs) -> Result<Outcome> {
     if let [first, second] = args.compare.as_slice() {
@@ -360,10 +358,8 @@ impl Bench<'_> {
     fn quality(&self, point: &Point, progress: &dyn Progress) -> Result<QualityReport> {
         let Subject { model, tokens, config, .. } = point.subject;
         let setup = Setup { threads: self.threads, isa: self.session.isa, context: config.ctx };
-        // As `eval`: the divergence is that of the weights, and shows what a narrower cache costs.
-        let reference_kv = if self.kv == KvType::F32 { KvType::F32 } else { KvType::F16 };
         let mut student = setup.engine(&Source::open_path(&point.path)?.load()?, self.kv)?;
-        let mut reference = setup.engine(model, reference_kv)?;
+        let mut reference = setup.engine(model, measure::reference_kv(self.kv))?;
         Ok(quality(&mut student, Some(&mut reference), tokens, config, progress)?)
     }
 
@@ -380,8 +376,8 @@ impl Bench<'_> {
             (given, _) => given.iter().map(|&threads| threads as usize).collect(),
         };
         let limit = subjects.iter().map(|s| s.model.spec().max_context as usize).min();
-        let room = limit.unwrap_or(usize::MAX).saturating_sub(args.r#gen).max(1);
-        let prompt = args.prompt.unwrap_or_else(|| DEFAULT_PROMPT.min(room));
+        let usual = || usual_prompt(limit.unwrap_or(usize::MAX), args.r#gen);
+        let prompt = args.prompt.unwrap_or_else(usual);
         let isa = self.session.isa.map(|isa| isa.name());
         let key = SpeedKey::new(threads, (prompt, args.r#gen), self.kv.name(), isa, &self.host);
         let mut runners = Vec::new();
@@ -460,7 +456,7 @@ impl Bench<'_> {
             points: rows,
             peers: None,
             warnings: speeds.map_or_else(Vec::new, |speeds| speeds.disturbances),
-            unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            unix_time_s: unix_time_s(),
             host: self.host.clone(),
         })
     }
