@@ -1,10 +1,11 @@
 //! The arguments, as users type them. See `verbs` for what they do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueHint};
-use gristmill_eval::{Protocol, TokenPath};
+use gristmill_eval::{Family, Protocol, Subject, TokenPath};
 use gristmill_quantize::{Calibration, GgufFileType, Method, Objective};
 use gristmill_runtime::text::SamplerConfig;
 use gristmill_runtime::{EngineConfig, Head, Isa, KvType, Residency};
@@ -345,7 +346,8 @@ pub(crate) struct BenchArgs {
 /// Measure every kernel beside the machine's ceilings
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  gristmill hwbench --quick\n  \
-    gristmill hwbench --update KERNELS.md")]
+    gristmill hwbench --update KERNELS.md\n  \
+    gristmill hwbench --family gemv,small-m --of q4,q3 --threads 1")]
 pub(crate) struct HwbenchArgs {
     /// Numbers of threads to measure [default: 1 and all cores]
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = threads_parser())]
@@ -353,6 +355,12 @@ pub(crate) struct HwbenchArgs {
     /// Instruction sets to measure [default: all that the CPU has]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = isa_parser())]
     pub(crate) isa: Vec<Isa>,
+    /// Families to measure [default: all]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = family_parser())]
+    pub(crate) family: Vec<Family>,
+    /// Codecs, cache types and operations to measure [default: all]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = subject_parser())]
+    pub(crate) of: Vec<&'static str>,
     /// Small buffers and few repeats: seconds instead of minutes, and rough figures
     #[arg(long)]
     pub(crate) quick: bool,
@@ -364,6 +372,7 @@ pub(crate) struct HwbenchArgs {
     pub(crate) markdown: bool,
     /// Write the tables between the markers hwbench:begin and hwbench:end of this document
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["family", "of"])]
     pub(crate) update: Option<PathBuf>,
 }
 
@@ -627,6 +636,16 @@ fn kv_parser() -> impl TypedValueParser<Value = KvArg> {
 
 fn isa_parser() -> impl TypedValueParser<Value = Isa> {
     names(Isa::ALL.map(|isa| (isa.name(), isa)))
+}
+
+fn family_parser() -> impl TypedValueParser<Value = Family> {
+    names(Family::ALL.map(|family| (family.name(), family)))
+}
+
+/// A codec and a cache type may have one name: both are meant.
+fn subject_parser() -> impl TypedValueParser<Value = &'static str> {
+    let named: BTreeMap<_, _> = Subject::all().map(|s| (s.name(), s.name())).collect();
+    names(named)
 }
 
 fn protocol_parser() -> impl TypedValueParser<Value = Protocol> {

@@ -19,6 +19,10 @@ const SPIN_ROUNDS: u32 = 500;
 /// Rounds of yielding before a waiting worker parks: long enough to bridge sampling and printing.
 const YIELD_ROUNDS: u32 = 1_000;
 
+/// Units of which a thread takes whole multiples where it may take as many: kernels compute four panels
+/// side by side.
+pub(crate) const GRAIN: u32 = 4;
+
 /// Threads that wait for stages. The caller of a stage is thread 0.
 #[derive(Debug)]
 pub struct Pool {
@@ -315,7 +319,7 @@ impl Shared {
         }
     }
 
-    /// The next units for a thread: of the longest run that is asked for at most half of what is left,
+    /// The next units for a thread: of the longest run that is asked for about half of what is left,
     /// from the front of its own range or else from the back of another's.
     fn take(&self, thread: usize) -> Option<Taken> {
         let take = |owner: usize, from_front: bool| {
@@ -326,7 +330,9 @@ impl Shared {
                 if left.first >= left.end {
                     return None;
                 }
-                let count = (left.end - left.first).div_ceil(2).min(left.longest);
+                let rest = left.end - left.first;
+                let half = rest.div_ceil(2).next_multiple_of(left.longest.min(GRAIN));
+                let count = half.min(left.longest).min(rest);
                 let (taken, rest) = if from_front {
                     let middle = left.first + count;
                     (left.first..middle, Units { first: middle, ..left })

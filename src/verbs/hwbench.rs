@@ -1,7 +1,7 @@
 //! `hwbench`: speed of every kernel beside the machine's ceilings.
 
 use anyhow::Result;
-use gristmill_eval::{HwBenchConfig, HwBenchReport, hwbench};
+use gristmill_eval::{HwBenchConfig, HwBenchReport, Subject, hwbench};
 use gristmill_runtime::Isa;
 
 use super::Session;
@@ -19,6 +19,12 @@ pub(super) fn run(session: Session, args: &HwbenchArgs) -> Result<Outcome> {
         config.isas = args.isa.clone();
     } else if let Some(isa) = session.isa {
         config.isas = vec![isa];
+    }
+    config.families = args.family.clone();
+    config.subjects = Subject::all().filter(|s| args.of.contains(&s.name())).collect();
+    if !config.measures_something() {
+        let error = Usage("--of: no kernel of these families works on these".into());
+        return Err(error).hint("leave out --family or --of to see what there is");
     }
     check_isas(&config)?;
     if !args.threads.is_empty() {

@@ -177,6 +177,28 @@ fn hwbench_has_its_fields_and_updates_a_page() {
 }
 
 #[test]
+fn hwbench_measures_what_is_asked_for_alone() {
+    let isa = Isa::detect().name();
+    let words = ["hwbench", "--quick", "--isa", isa, "--threads", "1", "--json"];
+    let asked = ["--family", "small-m,attention", "--of", "q3,f16,silu-mul"];
+    let document = run(&[words.as_slice(), &asked].concat()).expect(0).json();
+    let rows = document["rows"].as_array().unwrap();
+    let names = |key: &str| {
+        let names = rows.iter().map(|row| row[key].as_str().unwrap().to_string());
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    // A few tokens are compared with one; f16 is a codec and a cache type.
+    assert_eq!(names("family"), ["attention", "gemv", "small-m"]);
+    assert_eq!(names("subject"), ["f16", "q3"]);
+    for row in rows.iter().filter(|row| row["family"] == "small-m") {
+        assert!(number(row, "cost") > 0.0, "{row}");
+    }
+    let nothing = ["--family", "gemm", "--of", "int8"];
+    let said = run(&[words.as_slice(), &nothing].concat()).expect(2);
+    assert!(said.stderr.contains("no kernel of these families"), "{}", said.stderr);
+}
+
+#[test]
 fn hwbench_refuses_a_check_that_compares_nothing() {
     if Isa::available().count() > 1 {
         let said = run(&["hwbench", "--quick", "--assert", "--isa", "scalar"]).expect(2);

@@ -24,6 +24,17 @@ impl Family {
     /// All families.
     pub const ALL: [Self; 5] =
         [Self::Gemv, Self::SmallM, Self::Gemm, Self::Attention, Self::Elementwise];
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gemv => "gemv",
+            Self::SmallM => "small-m",
+            Self::Gemm => "gemm",
+            Self::Attention => "attention",
+            Self::Elementwise => "elementwise",
+        }
+    }
 }
 
 /// An elementwise kernel.
@@ -87,7 +98,14 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// The name in reports.
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let codecs = CodecId::ALL.into_iter().map(Self::Codec);
+        let caches = KvType::ALL.into_iter().map(Self::Kv);
+        codecs.chain(caches).chain(Operation::ALL.into_iter().map(Self::Operation))
+    }
+
+    /// The name in reports. f32 and f16 are names of a codec and of a cache type.
     pub fn name(self) -> &'static str {
         match self {
             Self::Codec(codec) => codec.name(),
@@ -171,6 +189,16 @@ pub struct Case {
 }
 
 impl Case {
+    /// Whether it is one of some families, on one of some subjects; none stand for all.
+    pub(super) fn is_of(&self, families: &[Family], subjects: &[Subject]) -> bool {
+        // A few tokens are compared with one.
+        let compared = self.family == Family::Gemv
+            && self.from == Origin::Memory
+            && families.contains(&Family::SmallM);
+        let of_family = families.is_empty() || compared || families.contains(&self.family);
+        of_family && (subjects.is_empty() || subjects.contains(&self.subject))
+    }
+
     /// What its rate counts: bytes of weights, of keys and values or of inputs; or products.
     pub fn unit(&self) -> Unit {
         match self.family {

@@ -47,6 +47,10 @@ pub struct HwBenchConfig {
     pub threads: Vec<usize>,
     /// Instruction-set classes.
     pub isas: Vec<Isa>,
+    /// Families; none stand for all.
+    pub families: Vec<Family>,
+    /// What the kernels work on; none stand for all.
+    pub subjects: Vec<Subject>,
     /// Small buffers, few and short samples: to see that everything runs.
     pub quick: bool,
     /// Compare the dispatcher's choice with the other classes that are measured.
@@ -57,11 +61,27 @@ impl Default for HwBenchConfig {
     fn default() -> Self {
         let all = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if all == 1 { vec![1] } else { vec![1, all] };
-        Self { threads, isas: Isa::available().collect(), quick: false, check: false }
+        Self {
+            threads,
+            isas: Isa::available().collect(),
+            families: Vec::new(),
+            subjects: Vec::new(),
+            quick: false,
+            check: false,
+        }
     }
 }
 
 impl HwBenchConfig {
+    /// Whether there is a kernel of these families that works on these subjects.
+    pub fn measures_something(&self) -> bool {
+        Group::all().into_iter().any(|group| group.is_wanted(self))
+    }
+
+    fn measures(&self, case: &Case) -> bool {
+        case.is_of(&self.families, &self.subjects)
+    }
+
     /// The numbers of threads and the classes, each once and in order.
     fn axes(&self) -> Result<(Vec<usize>, Vec<Isa>)> {
         let bad = |what: String| Err(EvalError::Config(what));
@@ -71,6 +91,9 @@ impl HwBenchConfig {
         isas.sort_unstable();
         isas.dedup();
         let most = EngineConfig::MAX_THREADS;
+        if !self.measures_something() {
+            return bad("no kernel of these families works on these".into());
+        }
         if threads.is_empty() || threads.iter().any(|n| !(1..=most).contains(n)) {
             return bad(format!("kernels are measured with 1..={most} threads"));
         }
@@ -122,11 +145,30 @@ impl Group {
     }
 
     fn of(case: &Case) -> Self {
-        match case.subject {
+        Self::of_subject(case.subject)
+    }
+
+    fn of_subject(subject: Subject) -> Self {
+        match subject {
             Subject::Codec(codec) => Self::Codec(codec),
             Subject::Kv(kv) => Self::Kv(kv),
             Subject::Operation(_) => Self::Elementwise,
         }
+    }
+
+    fn families(self) -> &'static [Family] {
+        match self {
+            Self::Codec(_) => &[Family::Gemv, Family::SmallM, Family::Gemm],
+            Self::Kv(_) => &[Family::Attention],
+            Self::Elementwise => &[Family::Elementwise],
+        }
+    }
+
+    /// Whether some of its kernels are to be measured.
+    fn is_wanted(self, config: &HwBenchConfig) -> bool {
+        let HwBenchConfig { families, subjects, .. } = config;
+        (families.is_empty() || self.families().iter().any(|f| families.contains(f)))
+            && (subjects.is_empty() || subjects.iter().any(|&s| Self::of_subject(s) == self))
     }
 
     fn workload(self, sizes: &Sizes) -> Box<dyn Workload> {
@@ -153,14 +195,16 @@ pub fn hwbench(config: &HwBenchConfig, progress: &dyn Progress) -> Result<HwBenc
     warnings.extend(host.oversubscribed(most_threads));
 
     let (sizes, repeat) = (config.sizes(&host, most_threads), config.repeat());
-    let groups = Group::all();
+    let mut groups = Group::all();
+    groups.retain(|group| group.is_wanted(config));
     let rounds = groups.len() * threads.len() * (repeat + 1);
     progress.begin("kernels", rounds as u64, "rounds");
     let mut clock = Clock::new(&isas, &threads, config.sample(), &sizes, progress);
     let mut found = Found::default();
     for group in &groups {
         let mut workload = group.workload(&sizes);
-        let cases = workload.cases();
+        let mut cases = workload.cases();
+        cases.retain(|case| config.measures(case));
         clock.measure(&mut *workload, &cases, repeat, &mut found)?;
     }
 

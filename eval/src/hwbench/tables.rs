@@ -21,7 +21,8 @@ impl HwBenchReport {
             mebibytes(self.cache_bytes),
             self.ceilings_table(),
         );
-        for family in Family::ALL {
+        let measured = |family: &Family| self.rows.iter().any(|row| row.case.family == *family);
+        for family in Family::ALL.into_iter().filter(measured) {
             let _ = write!(out, "\n{}\n\n{}", title(family), self.family_table(family));
         }
         out

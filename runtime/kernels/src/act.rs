@@ -154,6 +154,31 @@ pub(crate) struct ActView {
     pub(crate) dense: *const f32,
 }
 
+/// Most tokens that are multiplied as few.
+pub(crate) const MAX_GEMV_TOKENS: usize = 2 * GROUP;
+
+/// The activations of up to [`MAX_GEMV_TOKENS`] tokens: one buffer of width 1, or one or two groups.
+#[derive(Clone, Copy)]
+pub(crate) struct FewTokens {
+    pub(crate) acts: [ActView; MAX_GEMV_TOKENS / GROUP],
+    /// Those that are stored.
+    pub(crate) count: usize,
+}
+
+impl FewTokens {
+    /// The first `count` tokens of at most [`MAX_GEMV_TOKENS`].
+    pub(crate) fn new(acts: &[ActBuffer], count: usize) -> Self {
+        Self { acts: [acts[0].view(), acts[acts.len() - 1].view()], count }
+    }
+
+    /// The activations that hold token t of `T`, and where they have its block b.
+    #[inline(always)]
+    pub(crate) fn block<const T: usize>(&self, t: usize, b: usize) -> (ActView, usize) {
+        let width = const { if T == 1 { 1 } else { GROUP } };
+        (self.acts[t / width], b * width + t % width)
+    }
+}
+
 /// Where [`quantize`] and [`interleave`] write.
 #[derive(Clone, Copy)]
 pub(crate) struct ActViewMut {

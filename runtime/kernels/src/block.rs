@@ -5,20 +5,16 @@
 //! integer. One token streams the panel as stored; several tokens unpack it once to int8.
 //!
 //! With fine activations (q8, q6) `dot` is 254 times the coarse plane's dot product plus the fine plane's,
-//! and the scale is divided by 254: at most 32 * 128 * (127 * 254 + 127) < 2^27.1, exact in i32.
+//! and the scale is divided by 254. Each is at most 32 * 128 * 127 < 2^20, exact in f32, so that one fused
+//! multiply-add rounds their sum once.
 
 use std::ops::Range;
 
 use gristmill_formats::codec::{BLOCK_COLS, Grid, PANEL_ROWS, block_count};
 
-use crate::act::{ActBuffer, ActView, FINE_STEPS, GROUP};
+use crate::act::{ActBuffer, ActView, FINE_STEPS, FewTokens, GROUP};
+use crate::ahead::Ahead;
 use crate::simd::Simd;
-
-/// Bytes ahead of the one in use that are brought into the first-level cache.
-const PREFETCH_NEAR: usize = 1 << 10;
-/// Bytes ahead that are brought into the second-level cache: far enough that the misses of several
-/// pages are in flight.
-const PREFETCH_FAR: usize = 32 << 10;
 
 /// Bytes of a block unpacked to int8.
 pub(crate) const UNPACKED_BLOCK_BYTES: usize = PANEL_ROWS * BLOCK_COLS;
@@ -34,6 +30,8 @@ pub(crate) unsafe trait BlockCodec<S: Simd>: Copy {
     const BLOCK_BYTES: usize;
     /// Whether a block can add [`BlockCodec::shift`] to the weights of a row.
     const SHIFTS: bool;
+    /// Whether unpacking takes registers that more panels side by side would need.
+    const HEAVY: bool;
     /// Added to the weights of the rows whose block scale has its top bit set.
     fn shift(self) -> i8;
     /// Unshifted weights of columns `8 v .. 8 v + 4` and `8 v + 4 .. 8 v + 8`, in the form of `dot4`.
@@ -50,6 +48,7 @@ pub(crate) struct Q8;
 unsafe impl<S: Simd> BlockCodec<S> for Q8 {
     const BLOCK_BYTES: usize = 512;
     const SHIFTS: bool = false;
+    const HEAVY: bool = false;
 
     fn shift(self) -> i8 {
         0
@@ -90,10 +89,18 @@ pub(crate) unsafe fn table<S: Simd, const BITS: usize>(grid: &Grid) -> Table<S, 
     unsafe { Table { values: S::table(low), high: S::table(&high), shift: grid.shift() } }
 }
 
+/// Both nibbles' entries.
+#[inline(always)]
+unsafe fn nibbles<S: Simd>(values: [S::B; 4], x: S::B) -> [S::B; 2] {
+    // SAFETY: the caller's contract.
+    unsafe { [S::lookup::<0>(values, x, 0, x, 0), S::lookup::<0>(values, x, 4, x, 0)] }
+}
+
 // SAFETY: a block has `BITS` vectors of 64 bytes, and `weights` loads only these.
 unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
     const BLOCK_BYTES: usize = BITS * 64;
     const SHIFTS: bool = true;
+    const HEAVY: bool = BITS == 6;
 
     #[inline(always)]
     fn shift(self) -> i8 {
@@ -105,7 +112,6 @@ unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
         let Self { values, high, .. } = self;
         // SAFETY: the trait's contract.
         unsafe {
-            let both = |x| [S::lookup::<0>(values, x, 0, x, 0), S::lookup::<0>(values, x, 4, x, 0)];
             match BITS {
                 2 => {
                     let (x, shift) = (S::load_bytes(codes.add(v / 2 * 64)), v % 2 * 4);
@@ -116,9 +122,9 @@ unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
                     let p = S::field(S::load_bytes(codes), 3, 0x11);
                     let q = S::field(S::load_bytes(codes.add(64)), 2, 0x22);
                     let r = S::field(S::load_bytes(codes.add(128)), 1, 0x44);
-                    both(S::or(S::or(p, q), r))
+                    nibbles::<S>(values, S::or(S::or(p, q), r))
                 }
-                3 | 4 => both(S::load_bytes(codes.add(v * 64))),
+                3 | 4 => nibbles::<S>(values, S::load_bytes(codes.add(v * 64))),
                 5 => {
                     let (x, top) =
                         (S::load_bytes(codes.add(v * 64)), S::load_bytes(codes.add(256)));
@@ -151,11 +157,11 @@ unsafe impl<S: Simd, const BITS: usize> BlockCodec<S> for Table<S, BITS> {
 unsafe fn combine<S: Simd, const P: usize>(dots: [S::I; P]) -> S::F {
     // SAFETY: no memory is touched.
     unsafe {
-        let mut sum = dots[0];
+        let mut sum = S::to_f32(dots[0]);
         for fine in &dots[1..] {
-            sum = S::add_i(S::mul_i(sum, S::splat_i(FINE_STEPS)), *fine);
+            sum = S::fma(sum, S::splat(FINE_STEPS as f32), S::to_f32(*fine));
         }
-        S::to_f32(sum)
+        sum
     }
 }
 
@@ -180,17 +186,6 @@ fn header_bytes(cols: usize) -> usize {
     (ROW_SCALES_BYTES + block_count(cols) * PANEL_ROWS).next_multiple_of(64)
 }
 
-/// Most tokens that [`gemv`] takes.
-pub(crate) const MAX_GEMV_TOKENS: usize = 2 * GROUP;
-
-/// The activations of up to [`MAX_GEMV_TOKENS`] tokens: one buffer of width 1, or one or two groups.
-#[derive(Clone, Copy)]
-pub(crate) struct FewTokens {
-    pub(crate) acts: [ActView; MAX_GEMV_TOKENS / GROUP],
-    /// Those that are stored.
-    pub(crate) count: usize,
-}
-
 /// A few tokens, `P` planes: `out[(tokens p + t) 16 + r]` for panel p, token t, row r. Weights stay in
 /// registers from their look-up to their product, so that four tokens take little longer than one where
 /// memory decides. `T` is the number of tokens computed: 1 (of width 1), or whole groups.
@@ -204,8 +199,6 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
     tokens: FewTokens,
     out: *mut f32,
 ) {
-    let width = const { if T == 1 { 1 } else { GROUP } };
-    let act = |t: usize| tokens.acts[t / width];
     let blocks = block_count(panels.cols);
     let shift = i32::from(codec.shift());
     for b in 0..if C::SHIFTS { blocks } else { 0 } {
@@ -213,103 +206,166 @@ pub(crate) unsafe fn gemv<S: Simd, C: BlockCodec<S>, const P: usize, const T: us
             for p in 0..P {
                 // SAFETY: the contract above.
                 unsafe {
-                    let sum = *act(t).sums[p].add(b * width + t % width);
+                    let (act, at) = tokens.block::<T>(t, b);
+                    let sum = *act.sums[p].add(at);
                     *panels.shifted.add((b * T + t) * P + p) = shift * sum;
                 }
             }
         }
     }
-    // One token is read in two streams, from the first panel on and from the middle: each has its own
-    // prefetches in flight.
-    let pairs = if T == 1 { panels.count / 2 } else { 0 };
-    for i in 0..pairs {
-        // SAFETY: the contract above; panels i and pairs + i are among the run's.
-        unsafe { stream::<S, C, P, T, 2>(codec, panels, [i, pairs + i], tokens, out) }
-    }
-    for i in 2 * pairs..panels.count {
-        // SAFETY: the contract above.
-        unsafe { stream::<S, C, P, T, 1>(codec, panels, [i], tokens, out) }
+    // As many streams as registers allow.
+    // SAFETY: the contract above.
+    unsafe {
+        match (T, C::HEAVY) {
+            (1, false) => streams::<S, C, P, T, 4>(codec, panels, tokens, out),
+            (1, true) | (GROUP, false) => streams::<S, C, P, T, 2>(codec, panels, tokens, out),
+            _ => streams::<S, C, P, T, 1>(codec, panels, tokens, out),
+        }
     }
 }
 
-/// [`gemv`] for `N` panels side by side.
+/// [`gemv`] of `N` panels side by side, then of fewer.
 #[inline(always)]
-unsafe fn stream<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize, const N: usize>(
+unsafe fn streams<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize, const N: usize>(
     codec: C,
     panels: Panels,
-    indices: [usize; N],
     tokens: FewTokens,
     out: *mut f32,
 ) {
-    let width = const { if T == 1 { 1 } else { GROUP } };
-    let act = |t: usize| tokens.acts[t / width];
-    let header = header_bytes(panels.cols);
-    // SAFETY: panels have their header and blocks; prefetches may go anywhere.
+    let Panels { first, count, stride, .. } = panels;
+    let whole = count - count % N;
+    // SAFETY: the caller's contract; the panels are among the run's.
     unsafe {
-        let first = indices.map(|i| panels.first.add(i * panels.stride));
-        let mut codes = first.map(|panel| panel.add(header));
-        let mut scales = first.map(|panel| panel.add(ROW_SCALES_BYTES));
-        // The next panel's header is not among the lines that the loop below runs ahead of.
-        for panel in first {
-            for line in 0..header / 64 {
-                S::prefetch_far(panel.wrapping_add(PREFETCH_FAR + 64 * line));
-            }
+        let mut ahead = Ahead::<N>::new(first, stride);
+        for i in (0..whole).step_by(N) {
+            tile::<S, C, P, T, N>(codec, panels, i, &mut ahead, tokens, out);
         }
+        let mut next = whole;
+        if N > 2 && count - next >= 2 {
+            let mut ahead = Ahead::<2>::new(first.add(next * stride), stride);
+            tile::<S, C, P, T, 2>(codec, panels, next, &mut ahead, tokens, out);
+            next += 2;
+        }
+        let mut ahead = Ahead::<1>::new(first.add(next * stride), stride);
+        for i in next..count {
+            tile::<S, C, P, T, 1>(codec, panels, i, &mut ahead, tokens, out);
+        }
+    }
+}
+
+/// [`gemv`] for `N` panels side by side, from panel `index` on.
+#[inline(always)]
+unsafe fn tile<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize, const N: usize>(
+    codec: C,
+    panels: Panels,
+    index: usize,
+    ahead: &mut Ahead<N>,
+    tokens: FewTokens,
+    out: *mut f32,
+) {
+    let header = header_bytes(panels.cols);
+    // SAFETY: panels have their header and blocks.
+    unsafe {
+        let first: [*const u8; N] =
+            std::array::from_fn(|n| panels.first.add((index + n) * panels.stride));
+        ahead.lines::<S>(header / 64);
         let mut sums = [[S::splat(0.0); T]; N];
         for b in 0..block_count(panels.cols) {
-            for n in 0..N {
-                for line in 0..C::BLOCK_BYTES / 64 {
-                    S::prefetch_near(codes[n].wrapping_add(PREFETCH_NEAR + 64 * line));
-                    S::prefetch_far(codes[n].wrapping_add(PREFETCH_FAR + 64 * line));
-                }
-                // One token has two chains, so that they hide each other's latency.
-                let mut even: [[S::I; P]; T] = std::array::from_fn(|t| {
-                    let at = b * width + t % width;
-                    std::array::from_fn(|p| S::splat_i(*act(t).starts[p].add(at)))
-                });
-                let mut odd = [[S::splat_i(0); P]; T];
-                for v in 0..4 {
-                    let [low, high] = codec.weights(codes[n], v);
-                    for t in 0..T {
-                        for p in 0..P {
-                            let four = |i: usize| {
-                                let block = b * width + t % width;
-                                act(t).codes[p].add(block * BLOCK_COLS + 8 * v + 4 * i)
-                            };
-                            even[t][p] = S::dot4(even[t][p], low, four(0));
-                            let second = if T == 1 { &mut odd } else { &mut even };
-                            second[t][p] = S::dot4(second[t][p], high, four(1));
-                        }
-                    }
-                }
-                let block_scale = C::scale(scales[n]);
-                for t in 0..T {
-                    let dots = std::array::from_fn(|p| {
-                        let mut dot = even[t][p];
-                        if T == 1 {
-                            dot = S::add_i(dot, odd[t][p]);
-                        }
-                        if C::SHIFTS {
-                            // Adding the shift to all 32 weights of a row adds shift * sum.
-                            let shifted = *panels.shifted.add((b * T + t) * P + p);
-                            dot = S::add_where_top_bit(dot, scales[n], S::splat_i(shifted));
-                        }
-                        dot
-                    });
-                    let act_scale = *act(t).scales.add(b * width + t % width);
-                    let act_scale = act_scale * const { plane_factor::<P>() };
-                    let scale = S::mul(block_scale, S::splat(act_scale));
-                    sums[n][t] = S::fma(combine::<S, P>(dots), scale, sums[n][t]);
-                }
-                codes[n] = codes[n].add(C::BLOCK_BYTES);
-                scales[n] = scales[n].add(PANEL_ROWS);
+            ahead.lines::<S>(C::BLOCK_BYTES / 64);
+            let shifted = panels.shifted.wrapping_add(b * T * P);
+            for (first, sums) in first.into_iter().zip(&mut sums) {
+                let codes = first.add(header + b * C::BLOCK_BYTES);
+                let scales = first.add(ROW_SCALES_BYTES + b * PANEL_ROWS);
+                block::<S, C, P, T>(codec, codes, scales, tokens, b, shifted, sums);
             }
         }
-        for n in 0..N {
+        for (n, sums) in sums.iter().enumerate() {
             let row_scales = S::load_bf16(first[n].cast());
-            for (t, &sum) in sums[n].iter().enumerate().take(tokens.count) {
-                let out = out.add((indices[n] * tokens.count + t) * PANEL_ROWS);
+            for (t, &sum) in sums.iter().enumerate().take(tokens.count) {
+                let out = out.add(((index + n) * tokens.count + t) * PANEL_ROWS);
                 S::store(out, S::mul(sum, row_scales));
+            }
+        }
+    }
+}
+
+/// Block `b` of one panel, added to the sums of its rows. `shifted` holds the shift times the sums of the
+/// block's activations.
+#[inline(always)]
+unsafe fn block<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize>(
+    codec: C,
+    codes: *const u8,
+    scales: *const u8,
+    tokens: FewTokens,
+    b: usize,
+    shifted: *const i32,
+    sums: &mut [S::F; T],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let zero = [S::splat_i(0); P];
+        let mut dots = [Dots { even: zero, odd: zero }; T];
+        for t in 0..T {
+            let (act, at) = tokens.block::<T>(t, b);
+            for p in 0..P {
+                dots[t].even[p] = S::splat_i(*act.starts[p].add(at));
+            }
+        }
+        // Written out, because dots must stay in registers and loops this large are not unrolled.
+        eight_columns::<S, C, P, T>(codec, codes, 0, tokens, b, &mut dots);
+        eight_columns::<S, C, P, T>(codec, codes, 1, tokens, b, &mut dots);
+        eight_columns::<S, C, P, T>(codec, codes, 2, tokens, b, &mut dots);
+        eight_columns::<S, C, P, T>(codec, codes, 3, tokens, b, &mut dots);
+        let block_scale = C::scale(scales);
+        for t in 0..T {
+            let Dots { even: mut dot, odd } = dots[t];
+            for p in 0..P {
+                if T == 1 {
+                    dot[p] = S::add_i(dot[p], odd[p]);
+                }
+                if C::SHIFTS {
+                    // Adding the shift to all 32 weights of a row adds shift * sum.
+                    let shifted = S::splat_i(*shifted.add(t * P + p));
+                    dot[p] = S::add_where_top_bit(dot[p], scales, shifted);
+                }
+            }
+            let (act, at) = tokens.block::<T>(t, b);
+            let act_scale = *act.scales.add(at) * const { plane_factor::<P>() };
+            let scale = S::mul(block_scale, S::splat(act_scale));
+            sums[t] = S::fma(combine::<S, P>(dot), scale, sums[t]);
+        }
+    }
+}
+
+/// Dot products of a block with one token, in two chains for a single token so that they hide each other's
+/// latency.
+#[derive(Clone, Copy)]
+struct Dots<S: Simd, const P: usize> {
+    even: [S::I; P],
+    odd: [S::I; P],
+}
+
+/// Columns `8 v .. 8 v + 8` of block `b`.
+#[inline(always)]
+unsafe fn eight_columns<S: Simd, C: BlockCodec<S>, const P: usize, const T: usize>(
+    codec: C,
+    codes: *const u8,
+    v: usize,
+    tokens: FewTokens,
+    b: usize,
+    dots: &mut [Dots<S, P>; T],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let [low, high] = codec.weights(codes, v);
+        for t in 0..T {
+            let (act, at) = tokens.block::<T>(t, b);
+            for p in 0..P {
+                let x = act.codes[p].add(at * BLOCK_COLS + 8 * v);
+                let Dots { even, odd } = &mut dots[t];
+                even[p] = S::dot4(even[p], low, x);
+                let second = if T == 1 { odd } else { even };
+                second[p] = S::dot4(second[p], high, x.add(4));
             }
         }
     }
@@ -330,15 +386,14 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
     scales: *mut f32,
 ) {
     let header = header_bytes(cols);
+    let first = panel.wrapping_add(header + blocks.start * C::BLOCK_BYTES);
+    let mut ahead = Ahead::<1>::new(first, usize::MAX & !63);
     for (i, b) in blocks.enumerate() {
         // SAFETY: block b is within the panel, block i within the outputs.
         unsafe {
             let scale_bytes = panel.add(ROW_SCALES_BYTES + b * PANEL_ROWS);
             let codes = panel.add(header + b * C::BLOCK_BYTES);
-            for line in 0..C::BLOCK_BYTES / 64 {
-                S::prefetch_near(codes.wrapping_add(PREFETCH_NEAR + 64 * line));
-                S::prefetch_far(codes.wrapping_add(PREFETCH_FAR + 64 * line));
-            }
+            ahead.lines::<S>(C::BLOCK_BYTES / 64);
             for v in 0..4 {
                 let out = weights.add(i * UNPACKED_BLOCK_BYTES + 128 * v);
                 for (half, mut w) in codec.weights(codes, v).into_iter().enumerate() {

@@ -5,7 +5,8 @@
 
 use gristmill_formats::codec::PANEL_ROWS;
 
-use crate::act::{ActBuffer, ActView, GROUP};
+use crate::act::{ActBuffer, FewTokens, GROUP};
+use crate::ahead::Ahead;
 use crate::simd::Simd;
 
 /// An element type of dense matrices.
@@ -74,9 +75,6 @@ unsafe impl Element for F16 {
     }
 }
 
-/// Panels computed side by side for one token, so that their chains hide each other's latency.
-const GEMV_PANELS: usize = 4;
-
 /// A run of dense panels: 16 elements per column, `stride` bytes apart.
 #[derive(Clone, Copy)]
 pub(crate) struct DensePanels {
@@ -86,49 +84,107 @@ pub(crate) struct DensePanels {
     pub(crate) cols: usize,
 }
 
-/// One token: `out[16 p + r]` for row r of panel p.
+/// A few tokens: `out[(tokens p + t) 16 + r]` for panel p, token t, row r. `T` is the number of tokens
+/// computed: 1 (of width 1), or whole groups. Several panels are read side by side: their chains hide each
+/// other's latency, and more misses are in flight.
 ///
 /// # Safety
-/// The panels, one token's activations (width 1) and `16 * count` outputs are valid.
+/// The panels, the activations and `16 * count` outputs for each panel are valid.
 #[inline(always)]
-pub(crate) unsafe fn gemv<S: Simd, E: Element>(panels: DensePanels, act: ActView, out: *mut f32) {
-    let mut p = 0;
-    while p < panels.count {
-        // SAFETY: the contract above, for panels from p on.
-        unsafe {
-            let at = panels.first.add(p * panels.stride);
-            let out = out.add(p * PANEL_ROWS);
-            if panels.count - p >= GEMV_PANELS {
-                gemv_tile::<S, E, GEMV_PANELS>(at, panels.stride, panels.cols, act.dense, out);
-                p += GEMV_PANELS;
+pub(crate) unsafe fn gemv<S: Simd, E: Element, const T: usize>(
+    panels: DensePanels,
+    tokens: FewTokens,
+    out: *mut f32,
+) {
+    // SAFETY: the contract above.
+    unsafe {
+        if T == 1 || (T == GROUP && S::TILE_GROUPS > 1) {
+            streams::<S, E, T, 4>(panels, tokens, out);
+        } else if S::TILE_GROUPS > 1 {
+            streams::<S, E, T, 2>(panels, tokens, out);
+        } else {
+            streams::<S, E, T, 1>(panels, tokens, out);
+        }
+    }
+}
+
+/// [`gemv`] of `N` panels side by side, then of one.
+#[inline(always)]
+unsafe fn streams<S: Simd, E: Element, const T: usize, const N: usize>(
+    panels: DensePanels,
+    tokens: FewTokens,
+    out: *mut f32,
+) {
+    let DensePanels { first, count, stride, .. } = panels;
+    let whole = count - count % N;
+    // SAFETY: the caller's contract; the panels are among the run's.
+    unsafe {
+        let mut ahead = Ahead::<N>::new(first, stride);
+        for i in (0..whole).step_by(N) {
+            tile::<S, E, T, N>(panels, i, &mut ahead, tokens, out);
+        }
+        let mut ahead = Ahead::<1>::new(first.add(whole * stride), stride);
+        for i in whole..count {
+            tile::<S, E, T, 1>(panels, i, &mut ahead, tokens, out);
+        }
+    }
+}
+
+/// `N` panels side by side, from panel `index` on.
+#[inline(always)]
+unsafe fn tile<S: Simd, E: Element, const T: usize, const N: usize>(
+    panels: DensePanels,
+    index: usize,
+    ahead: &mut Ahead<N>,
+    tokens: FewTokens,
+    out: *mut f32,
+) {
+    let column_bytes = const { PANEL_ROWS * E::BYTES };
+    // SAFETY: the caller's contract.
+    unsafe {
+        let weights: [*const u8; N] =
+            std::array::from_fn(|n| panels.first.add((index + n) * panels.stride));
+        let mut sums = [[S::splat(0.0); T]; N];
+        let mut c = 0;
+        while c < panels.cols {
+            ahead.lines::<S>(1);
+            // A cache line of each panel.
+            if c + 64 / column_bytes <= panels.cols {
+                for c in c..c + 64 / column_bytes {
+                    let weights = weights.map(|p| p.add(c * column_bytes));
+                    column::<S, E, T, N>(weights, tokens, c, &mut sums);
+                }
             } else {
-                gemv_tile::<S, E, 1>(at, panels.stride, panels.cols, act.dense, out);
-                p += 1;
+                let weights = weights.map(|p| p.add(c * column_bytes));
+                column::<S, E, T, N>(weights, tokens, c, &mut sums);
+            }
+            c += 64 / column_bytes;
+        }
+        for n in 0..N {
+            for (t, &sum) in sums[n].iter().enumerate().take(tokens.count) {
+                S::store(out.add(((index + n) * tokens.count + t) * PANEL_ROWS), sum);
             }
         }
     }
 }
 
+/// One column of `N` panels.
 #[inline(always)]
-unsafe fn gemv_tile<S: Simd, E: Element, const P: usize>(
-    at: *const u8,
-    stride: usize,
-    cols: usize,
-    x: *const f32,
-    out: *mut f32,
+unsafe fn column<S: Simd, E: Element, const T: usize, const N: usize>(
+    weights: [*const u8; N],
+    tokens: FewTokens,
+    c: usize,
+    sums: &mut [[S::F; T]; N],
 ) {
+    let width = const { if T == 1 { 1 } else { GROUP } };
     // SAFETY: the caller's contract.
     unsafe {
-        let mut sums = [S::splat(0.0); P];
-        for c in 0..cols {
-            let x = S::splat(*x.add(c));
-            for p in 0..P {
-                let w = E::load::<S>(at.add(p * stride + c * PANEL_ROWS * E::BYTES));
-                sums[p] = S::fma(w, x, sums[p]);
+        for (p, sums) in weights.into_iter().zip(sums) {
+            let w = E::load::<S>(p);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                let x = *tokens.acts[t / width].dense.add(c * width + t % width);
+                *sum = S::fma(w, S::splat(x), *sum);
             }
-        }
-        for p in 0..P {
-            S::store(out.add(p * PANEL_ROWS), sums[p]);
         }
     }
 }

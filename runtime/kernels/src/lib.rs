@@ -16,6 +16,7 @@
 #![deny(missing_docs)]
 
 mod act;
+mod ahead;
 mod arch;
 mod attention;
 mod block;

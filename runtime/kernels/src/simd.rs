@@ -62,8 +62,6 @@ pub(crate) unsafe trait Simd: Copy + 'static {
     unsafe fn to_f32(x: Self::I) -> Self::F;
     unsafe fn splat_i(x: i32) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
-    /// The low 32 bits of each product.
-    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn reduce_add_i(a: Self::I) -> i32;
     /// 16 lanes, each within int8, as int8.
     unsafe fn store_i8(p: *mut i8, x: Self::I);
@@ -132,14 +130,20 @@ pub(crate) unsafe fn lookup_in_parts<S: Simd, const TOP: usize>(
     // SAFETY: the contract above.
     unsafe {
         let low = S::field(nibbles, shift, 0x0f);
-        let pair = |first: usize| {
-            let zero = S::shuffle(table[first], low);
-            S::select(top, bit, zero, S::shuffle(table[first + 1], low))
-        };
         match TOP {
             0 => S::shuffle(table[0], low),
-            1 => pair(0),
-            _ => S::select(top, bit + 1, pair(0), pair(2)),
+            1 => lookup_in_pair::<S>([table[0], table[1]], low, top, bit),
+            _ => {
+                let zero = lookup_in_pair::<S>([table[0], table[1]], low, top, bit);
+                let one = lookup_in_pair::<S>([table[2], table[3]], low, top, bit);
+                S::select(top, bit + 1, zero, one)
+            }
         }
     }
+}
+
+#[inline(always)]
+unsafe fn lookup_in_pair<S: Simd>(parts: [S::B; 2], low: S::B, top: S::B, bit: usize) -> S::B {
+    // SAFETY: the caller's contract.
+    unsafe { S::select(top, bit, S::shuffle(parts[0], low), S::shuffle(parts[1], low)) }
 }

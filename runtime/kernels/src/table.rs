@@ -5,15 +5,12 @@ use std::ops::Range;
 use gristmill_formats::codec::{Codec, CodecId, Grid, PANEL_ROWS, block_count, panel_count};
 use gristmill_formats::source::Layout;
 
-use crate::act::{ActBuffer, ActView, ActViewMut, GROUP};
+use crate::act::{ActBuffer, ActViewMut, FewTokens, GROUP, MAX_GEMV_TOKENS};
 use crate::attention::{
     AttentionScratch, Coded, Float, KvHead, KvType, KvView, KvViewMut, MAX_QUERY_ROWS, ScoreRule,
     ScratchView, Span, result_width,
 };
-use crate::block::{
-    FewTokens, MAX_GEMV_TOKENS, MAX_TILE_PANELS, Panels, TILE_BLOCKS, UNPACKED_BLOCK_BYTES,
-    Unpacked,
-};
+use crate::block::{MAX_TILE_PANELS, Panels, TILE_BLOCKS, UNPACKED_BLOCK_BYTES, Unpacked};
 use crate::dense::DensePanels;
 use crate::isa::Isa;
 use crate::{arch, attention, block, dense, peak, vecmath};
@@ -88,7 +85,7 @@ type Unpack = unsafe fn(*const u8, usize, Range<usize>, *mut u8, *mut f32);
 type GemvTable = unsafe fn(&Grid, Panels, FewTokens, *mut f32);
 type UnpackTable = unsafe fn(&Grid, *const u8, usize, Range<usize>, *mut u8, *mut f32);
 type BlockGemm = unsafe fn(Unpacked, &[ActBuffer], usize, *mut f32);
-type DenseGemv = unsafe fn(DensePanels, ActView, *mut f32);
+type DenseGemv = unsafe fn(DensePanels, FewTokens, *mut f32);
 type DenseGemm = unsafe fn(*const u8, usize, &[ActBuffer], usize, *mut f32);
 type Gather = unsafe fn(*const u8, usize, usize, *mut f32);
 type Attend = unsafe fn(KvView, &[&[f32]], &[Span], ScoreRule, Range<usize>, ScratchView, *mut f32);
@@ -109,8 +106,9 @@ pub struct Kernels {
     /// With one and with two planes of activations, and how many panels they take at once.
     gemm_coarse: (BlockGemm, usize),
     gemm_fine: (BlockGemm, usize),
-    /// By element: f32, bf16, f16.
-    dense_gemv: [DenseGemv; 3],
+    /// For 1, 4 and 8 tokens, by element: f32, bf16, f16.
+    dense_gemv: [[DenseGemv; 3]; 3],
+    /// By element.
     dense_gemm: [DenseGemm; 3],
     gather: [Gather; 3],
     quantize: unsafe fn(*const f32, usize, ActViewMut, usize, bool),
@@ -207,9 +205,20 @@ macro_rules! kernels_for {
                 unsafe { block::gemm::<S, 2>(panel, groups, m, out) }
             }
             $(#[$feature])?
-            unsafe fn dense_gemv<E: dense::Element>(p: DensePanels, act: ActView, out: *mut f32) {
+            unsafe fn dense_gemv<E: dense::Element, const T: usize>(
+                panels: DensePanels,
+                tokens: FewTokens,
+                out: *mut f32,
+            ) {
                 // SAFETY: the caller's contract is the generic kernel's.
-                unsafe { dense::gemv::<S, E>(p, act, out) }
+                unsafe { dense::gemv::<S, E, T>(panels, tokens, out) }
+            }
+            const fn dense_gemvs<const T: usize>() -> [DenseGemv; 3] {
+                [
+                    dense_gemv::<dense::F32, T>,
+                    dense_gemv::<dense::Bf16, T>,
+                    dense_gemv::<dense::F16, T>,
+                ]
             }
             $(#[$feature])?
             unsafe fn dense_gemm<E: dense::Element>(
@@ -328,11 +337,7 @@ macro_rules! kernels_for {
                 ],
                 gemm_coarse: (gemm_coarse, block::tile_panels::<S, 1>()),
                 gemm_fine: (gemm_fine, block::tile_panels::<S, 2>()),
-                dense_gemv: [
-                    dense_gemv::<dense::F32>,
-                    dense_gemv::<dense::Bf16>,
-                    dense_gemv::<dense::F16>,
-                ],
+                dense_gemv: [dense_gemvs::<1>(), dense_gemvs::<4>(), dense_gemvs::<8>()],
                 dense_gemm: [
                     dense_gemm::<dense::F32>,
                     dense_gemm::<dense::Bf16>,
@@ -405,6 +410,11 @@ fn table_index(grid: &Grid) -> usize {
     (grid.bits() - Grid::MIN_BITS) as usize
 }
 
+/// Position of the kernels for these few tokens: one alone, one group, two.
+fn size_index(acts: &[ActBuffer]) -> usize {
+    if acts[0].width() == 1 { 0 } else { acts.len() }
+}
+
 fn kv_index(kind: KvType) -> usize {
     match kind {
         KvType::F32 => 0,
@@ -440,8 +450,7 @@ impl Kernels {
 
     /// The name of the kernel that multiplies matrices of a codec, for one token or for several.
     pub fn matmul_name(&self, codec: CodecId, tokens: usize) -> String {
-        let few = if codec.is_dense() { 1 } else { MAX_GEMV_TOKENS };
-        let shape = if tokens <= few { "gemv" } else { "gemm" };
+        let shape = if tokens <= MAX_GEMV_TOKENS { "gemv" } else { "gemm" };
         format!("{}-{shape}-{codec}", self.isa.name())
     }
 
@@ -513,19 +522,10 @@ impl Kernels {
         let count = panels.len();
         let out_ptr = out.as_mut_ptr();
         if codec.id().is_dense() {
-            let e = element_index(codec.id());
+            let run = DensePanels { first, count, stride, cols };
             // SAFETY: the panels are within `bytes`, the output has 16 values per panel and token.
-            unsafe {
-                if single {
-                    let run = DensePanels { first, count, stride, cols };
-                    return (self.dense_gemv[e])(run, acts[0].view(), out_ptr);
-                }
-                for p in 0..count {
-                    let out = out_ptr.add(p * tokens * PANEL_ROWS);
-                    (self.dense_gemm[e])(first.add(p * stride), cols, acts, tokens, out);
-                }
-                return;
-            }
+            unsafe { self.multiply_dense(element_index(codec.id()), run, acts, tokens, out_ptr) }
+            return;
         }
         let fine = Self::takes_fine(codec.id());
         assert!(
@@ -543,9 +543,7 @@ impl Kernels {
             if tokens <= MAX_GEMV_TOKENS {
                 let shifted = scratch.shifted.as_mut_ptr();
                 let run = Panels { first, count, stride, cols, shifted };
-                let views = [acts[0].view(), acts[acts.len() - 1].view()];
-                let few = FewTokens { acts: views, count: tokens };
-                let size = if single { 0 } else { acts.len() };
+                let (few, size) = (FewTokens::new(acts, tokens), size_index(acts));
                 return match codec {
                     Codec::Table(grid) => {
                         (self.gemv_table[size][table_index(grid)])(grid, run, few, out_ptr)
@@ -588,6 +586,32 @@ impl Kernels {
         }
     }
 
+    /// [`Self::matmul`] for panels of a dense codec, by the index of its element type.
+    ///
+    /// # Safety
+    /// The panels and 16 outputs for each of them and of the tokens are valid; `acts` fit both.
+    unsafe fn multiply_dense(
+        &self,
+        element: usize,
+        panels: DensePanels,
+        acts: &[ActBuffer],
+        tokens: usize,
+        out: *mut f32,
+    ) {
+        // SAFETY: the contract above.
+        unsafe {
+            if tokens <= MAX_GEMV_TOKENS {
+                let gemv = self.dense_gemv[size_index(acts)][element];
+                return gemv(panels, FewTokens::new(acts, tokens), out);
+            }
+            for p in 0..panels.count {
+                let panel = panels.first.add(p * panels.stride);
+                let out = out.add(p * tokens * PANEL_ROWS);
+                self.dense_gemm[element](panel, panels.cols, acts, tokens, out);
+            }
+        }
+    }
+
     /// [`Self::matmul`] for checkpoints as they are: each panel is gathered, then multiplied as one.
     fn matmul_row_major(
         &self,
@@ -611,12 +635,9 @@ impl Kernels {
             // SAFETY: `count` rows from `first` are within `bytes`; the panel has room for 16.
             unsafe {
                 (self.gather[e])(first, count, cols, panel);
-                if acts[0].width() == 1 {
-                    let run = DensePanels { first: panel.cast(), count: 1, stride: 0, cols };
-                    (self.dense_gemv[0])(run, acts[0].view(), out.as_mut_ptr());
-                } else {
-                    (self.dense_gemm[0])(panel.cast(), cols, acts, tokens, out.as_mut_ptr());
-                }
+                let stride = cols * PANEL_ROWS * 4;
+                let run = DensePanels { first: panel.cast(), count: 1, stride, cols };
+                self.multiply_dense(0, run, acts, tokens, out.as_mut_ptr());
             }
         }
     }

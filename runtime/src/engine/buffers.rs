@@ -11,6 +11,7 @@ use gristmill_kernels::{
 use super::MemoryPlan;
 use super::two_stage::{Best, Search};
 use crate::model::{MixerWeights, Model};
+use crate::pool::GRAIN;
 
 /// Tokens whose attention is one unit of work in a prompt.
 pub(super) const ATTENTION_TOKENS: usize = 16;
@@ -18,7 +19,7 @@ pub(super) const ATTENTION_TOKENS: usize = 16;
 pub(super) const HEAD_TOKENS: usize = 32;
 /// Runs of panels per thread and stage, but for the shorter ones at its end: enough that a slow core's
 /// share can be taken over.
-const RUNS_PER_THREAD: usize = 8;
+const RUNS_PER_THREAD: usize = 3;
 
 /// Rounds a width up to what vector loops need.
 pub(super) fn padded(width: usize) -> usize {
@@ -29,7 +30,7 @@ pub(super) fn padded(width: usize) -> usize {
 pub(super) fn panels_per_run(rows: usize, threads: usize) -> usize {
     match threads {
         1 => panel_count(rows),
-        _ => panel_count(rows).div_ceil(threads * RUNS_PER_THREAD).max(1),
+        _ => panel_count(rows).div_ceil(threads * RUNS_PER_THREAD).next_multiple_of(GRAIN as usize),
     }
 }
 

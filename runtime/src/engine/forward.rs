@@ -65,7 +65,9 @@ impl Pending<'_> {
 /// panel is zero.
 pub(super) fn gather(panels: &[f32], from: usize, tokens: usize, token: usize, to: &mut [f32]) {
     let stride = tokens * PANEL_ROWS;
-    if from.is_multiple_of(PANEL_ROWS) {
+    if let (1, Some(values)) = (tokens, panels.get(from..from + to.len())) {
+        to.copy_from_slice(values);
+    } else if from.is_multiple_of(PANEL_ROWS) {
         let mut at = from / PANEL_ROWS * stride + token * PANEL_ROWS;
         for to in to.chunks_mut(PANEL_ROWS) {
             match panels.get(at..at + to.len()) {

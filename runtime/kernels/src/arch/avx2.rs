@@ -210,10 +210,6 @@ unsafe impl Simd for Avx2 {
         both!(|a, b| _mm256_add_epi32(a, b))
     }
     #[inline(always)]
-    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
-        both!(|a, b| _mm256_mullo_epi32(a, b))
-    }
-    #[inline(always)]
     unsafe fn reduce_add_i(a: Self::I) -> i32 {
         unsafe {
             let a = _mm256_add_epi32(a[0], a[1]);

@@ -170,10 +170,6 @@ unsafe impl<const VBMI: bool> Simd for Avx512<VBMI> {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn mul_i(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_mullo_epi32(a, b) }
-    }
-    #[inline(always)]
     unsafe fn reduce_add_i(a: __m512i) -> i32 {
         unsafe { _mm512_reduce_add_epi32(a) }
     }

@@ -115,9 +115,6 @@ unsafe impl Simd for Scalar {
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
-    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
-        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
-    }
     unsafe fn reduce_add_i(a: Self::I) -> i32 {
         a.into_iter().fold(0, i32::wrapping_add)
     }
