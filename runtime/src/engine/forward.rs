@@ -204,7 +204,7 @@ impl Engine {
                 let to = &mut row[head * head_dim..];
                 results.read(stage.kernels, kv, attention, head, token, to);
             }
-            row[width..].fill(0.0);
+            row[width..padded(width)].fill(0.0);
         };
         let acts = buffers.acts.of_mut(m);
         stage.project(pool, workers, acts, &a.o, row, &mut buffers.delta);
