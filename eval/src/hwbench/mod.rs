@@ -78,10 +78,6 @@ impl HwBenchConfig {
         Group::all().into_iter().any(|group| group.is_wanted(self))
     }
 
-    fn measures(&self, case: &Case) -> bool {
-        case.is_of(&self.families, &self.subjects)
-    }
-
     /// The numbers of threads and the classes, each once and in order.
     fn axes(&self) -> Result<(Vec<usize>, Vec<Isa>)> {
         let bad = |what: String| Err(EvalError::Config(what));
@@ -144,11 +140,7 @@ impl Group {
         codecs.into_iter().chain(KvType::ALL.map(Self::Kv)).chain([Self::Elementwise]).collect()
     }
 
-    fn of(case: &Case) -> Self {
-        Self::of_subject(case.subject)
-    }
-
-    fn of_subject(subject: Subject) -> Self {
+    fn of(subject: Subject) -> Self {
         match subject {
             Subject::Codec(codec) => Self::Codec(codec),
             Subject::Kv(kv) => Self::Kv(kv),
@@ -168,7 +160,7 @@ impl Group {
     fn is_wanted(self, config: &HwBenchConfig) -> bool {
         let HwBenchConfig { families, subjects, .. } = config;
         (families.is_empty() || self.families().iter().any(|f| families.contains(f)))
-            && (subjects.is_empty() || subjects.iter().any(|&s| Self::of_subject(s) == self))
+            && (subjects.is_empty() || subjects.iter().any(|&s| Self::of(s) == self))
     }
 
     fn workload(self, sizes: &Sizes) -> Box<dyn Workload> {
@@ -204,7 +196,7 @@ pub fn hwbench(config: &HwBenchConfig, progress: &dyn Progress) -> Result<HwBenc
     for group in &groups {
         let mut workload = group.workload(&sizes);
         let mut cases = workload.cases();
-        cases.retain(|case| config.measures(case));
+        cases.retain(|case| case.is_of(&config.families, &config.subjects));
         clock.measure(&mut *workload, &cases, repeat, &mut found)?;
     }
 
@@ -214,7 +206,8 @@ pub fn hwbench(config: &HwBenchConfig, progress: &dyn Progress) -> Result<HwBenc
         slow_choices = confirmed_slow_choices(&mut rows, TOLERANCE, |suspects| {
             let mut found = Found::default();
             for group in &groups {
-                let cases = suspects.iter().copied().filter(|case| Group::of(case) == *group);
+                let cases =
+                    suspects.iter().copied().filter(|case| Group::of(case.subject) == *group);
                 let cases: Vec<Case> = cases.collect();
                 if !cases.is_empty() {
                     let mut workload = group.workload(&sizes);

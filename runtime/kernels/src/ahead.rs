@@ -72,6 +72,14 @@ impl<const N: usize> Ahead<N> {
     }
 }
 
+impl Ahead<1> {
+    /// Ahead of a single stream that does not end.
+    #[inline(always)]
+    pub(crate) fn of_one(first: *const u8) -> Self {
+        Self::new(first, usize::MAX / LINE * LINE)
+    }
+}
+
 /// [`Ahead::lines`] where a panel ends.
 #[cold]
 unsafe fn into_next_panel<S: Simd, const N: usize>(

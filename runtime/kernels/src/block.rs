@@ -57,7 +57,10 @@ unsafe impl<S: Simd> BlockCodec<S> for Q8 {
     #[inline(always)]
     unsafe fn weights(self, codes: *const u8, v: usize) -> [S::B; 2] {
         // SAFETY: the trait's contract.
-        unsafe { [0, 64].map(|i| S::weights(S::load_bytes(codes.add(128 * v + i)))) }
+        unsafe {
+            let codes = codes.add(128 * v);
+            [S::weights(S::load_bytes(codes)), S::weights(S::load_bytes(codes.add(64)))]
+        }
     }
 
     #[inline(always)]
@@ -387,7 +390,7 @@ pub(crate) unsafe fn unpack<S: Simd, C: BlockCodec<S>>(
 ) {
     let header = header_bytes(cols);
     let first = panel.wrapping_add(header + blocks.start * C::BLOCK_BYTES);
-    let mut ahead = Ahead::<1>::new(first, usize::MAX & !63);
+    let mut ahead = Ahead::of_one(first);
     for (i, b) in blocks.enumerate() {
         // SAFETY: block b is within the panel, block i within the outputs.
         unsafe {

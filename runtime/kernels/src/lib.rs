@@ -11,8 +11,8 @@
 //! * sums over a vector are 16 interleaved chains and a fixed tree.
 //!
 //! Everything below the entry points is inlined into them, which is what gives it their instructions. A
-//! closure cannot be made to be inlined, and one that is not takes ten times as long: loops over weights
-//! have none.
+//! closure cannot be made to be inlined, and one that is not takes ten times as long: in loops over weights
+//! none computes with vectors.
 //!
 //! Kernels do no I/O, allocation or threading. [`Kernels::for_isa`] is the only way to reach one, and
 //! it returns `None` when the CPU lacks the class: holding a `&'static Kernels` proves the feature.
